@@ -1,0 +1,37 @@
+"""The contract of sandbox backends."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from mrp.specs.work import Completed, Process
+
+
+class Backend(Protocol):
+    """Runs processes in isolation, many at a time, from any thread.
+
+    A process that fails, is killed or goes over a limit is a Completed. InfraError means that the backend itself
+    failed, so that the attempt says nothing about the task; its `retryable` tells whether again may help.
+    """
+
+    name: str
+
+    @property
+    def isolation(self) -> str:
+        """The level that `run` achieves on this machine; one of mrp.specs.work.ISOLATION."""
+
+    def run(self, process: Process, *, secrets: Mapping[str, str], tag: str) -> Completed:
+        """Run one process to its end, keep its outputs in the store, and leave nothing of it behind.
+
+        `secrets` holds the values of the names in `process.box.secrets`; they are given as environment variables
+        and redacted from what is kept. `tag` names the action in error messages.
+        """
+
+    def cancel(self) -> None:
+        """Kill what runs now, from another thread; each `run` under way raises Cancelled."""
+
+    def close(self) -> None:
+        """Stop helpers and remove every temporary folder. Idempotent."""
+
+
+class Cancelled(Exception):
+    """The build was interrupted while this process ran; there is no result."""

@@ -1,0 +1,79 @@
+"""Work: a closed description of one process in a sandbox, digests in and digests out.
+
+It holds all that can change the result and nothing of where it runs, so that any engine and any backend can take it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from mrp.cache.digest import Digest
+from mrp.specs.ir import Limits
+
+ISOLATION = ("none", "landlock", "namespaces", "container", "vm")
+"""Levels of isolation, weakest first."""
+
+TASK, WORK, SOLUTION, OUT = "/task", "/work", "/solution", "/out"
+OPERATOR_DIR = "/opt/mrp/operator"
+SDK_DIR = "/opt/mrp/sdk"
+
+
+@dataclass(frozen=True)
+class Box:
+    """A resolved sandbox. `image` is the digest of the image's canonical description, which is in the store."""
+
+    image: Digest
+    network: str | tuple[str, ...] = "none"
+    limits: Limits = Limits()
+    allow: tuple[str, ...] | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A tree that the process finds at `path`; writable ones are fresh copies."""
+
+    path: str
+    tree: Digest
+    writable: bool = False
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process: `argv`, or a Python operator's `entry` (module:Class) in `role`, started by mrp.sdk.runner.
+
+    mounts: trees to lay out. outputs: writable guest folders to keep as trees afterwards. timeout: seconds of wall
+    time, already the smaller of the action's and the sandbox's. `pure` entries may share a process.
+    """
+
+    box: Box
+    argv: tuple[str, ...] = ()
+    entry: str | None = None
+    role: str = "command"
+    pure: bool = False
+    mounts: tuple[Mount, ...] = ()
+    outputs: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str = WORK
+    timeout: Decimal = Decimal(600)
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How a process ended. Exactly one of exit_code and limit is set.
+
+    limit: cpus, memory, wall, pids or disk. exit_code: 128 + N for death by signal N, as in a shell. stdout and
+    stderr: blobs, with exact secret values redacted, cut at 16 MiB with a line that says so. outputs: guest folder
+    -> tree.
+    """
+
+    exit_code: int | None
+    limit: str | None
+    stdout: Digest
+    stderr: Digest
+    outputs: Mapping[str, Digest]
+    wall_s: Decimal
+    cpu_s: Decimal
+    max_rss: int
+    isolation: str
