@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from mrp.specs.quantity import parse_duration, parse_size
 
@@ -19,6 +19,13 @@ class LabelRef:
     """Marks a string field as a label; `kinds` are the kinds that it may point to."""
 
     kinds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Expect:
+    """Marks a type with the words that an error uses for what is expected there."""
+
+    words: str
 
 
 def _size(value: Any) -> int:
@@ -39,11 +46,36 @@ def _decimal(value: Any) -> Decimal:
     return Decimal(value)
 
 
-Size = Annotated[int, BeforeValidator(_size), Field(json_schema_extra={"type": "string"})]
-Duration = Annotated[Decimal, BeforeValidator(_duration)]
-Number = Annotated[Decimal, BeforeValidator(_decimal)]
+_SIZE_PATTERN = r"^[0-9]+(\.[0-9]+)? ?([KMGT]i?)?B$"
+_DURATION_PATTERN = r"^[0-9]+(\.[0-9]+)? ?(ms|s|m|h|d)$"
+
+Size = Annotated[
+    int,
+    BeforeValidator(_size),
+    Expect("a size with its unit, like 4GiB"),
+    WithJsonSchema({"type": "string", "pattern": _SIZE_PATTERN}),
+]
+Duration = Annotated[
+    Decimal,
+    BeforeValidator(_duration),
+    Expect("a duration with its unit, like 30s"),
+    WithJsonSchema({"type": "string", "pattern": _DURATION_PATTERN}),
+]
+Number = Annotated[Decimal, BeforeValidator(_decimal), Expect("a number"), WithJsonSchema({"type": "number"})]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+Version = Annotated[int, Field(ge=1, le=1), Expect("1, the version of the language"), WithJsonSchema({"const": 1})]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$"), Expect("64 lower-case hex digits")]
+GitCommit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$"), Expect("a commit, as 40 lower-case hex digits")]
+Entry = Annotated[
+    str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"), Expect("a module and a class, like `oracle:Oracle`")
+]
+GuestPath = Annotated[str, Field(pattern=r"^/"), Expect("a path that starts with /")]
+HostAndPort = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9.*-]+:[0-9]{1,5}$"), Expect("a host and a port, like example.org:443")
+]
+User = Annotated[str, Field(pattern=r"^[0-9]+:[0-9]+$"), Expect("two numbers, user and group, like 1000:1000")]
+Argv = Annotated[list[str], Field(min_length=1)]
 
 AnyLabel = Annotated[str, LabelRef()]
 DatasetLabel = Annotated[str, LabelRef(("dataset",))]
@@ -62,7 +94,7 @@ Scalar = str | bool | int | Decimal | None
 class Document(BaseModel):
     """Base of every model here: strict types, no unknown fields, immutable."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True, defer_build=True)
 
 
 # -- mrp.yaml ----------------------------------------------------------------------------------------------------
@@ -87,11 +119,18 @@ class Config(Document):
 class WorkspaceFile(Document):
     """`mrp.yaml`, the root of a workspace."""
 
-    mrp: Literal[1]
+    mrp: Version
     name: str
     policy: str | None = None
     secrets: Secrets = Secrets()
     configs: dict[str, Config] = {}
+
+
+class BuildFile(Document):
+    """`BUILD.yaml`: the targets of a package by name. Each is validated by its kind's own model."""
+
+    mrp: Version
+    targets: dict[str, Any]
 
 
 # -- policy.yaml -------------------------------------------------------------------------------------------------
@@ -108,7 +147,7 @@ class PolicyRule(Document):
 class PolicyFile(Document):
     """`policy.yaml`; every default is the strict built-in policy."""
 
-    mrp: Literal[1]
+    mrp: Version
     max_workers: Positive = 64
     max_wall: Duration = Decimal(24 * 3600)
     max_timeout: Duration = Decimal(2 * 3600)
@@ -140,8 +179,8 @@ class Fetch(Document):
     pypi: str | None = None
     git: str | None = None
     path: str | None = None
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    rev: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    sha256: Sha256 | None = None
+    rev: GitCommit | None = None
     size: Count | None = None
     secret: str | None = None
     downloaded_at: str | None = None
@@ -193,7 +232,7 @@ class Layer(Document):
     deb: list[str] | None = None
     lock: str | None = None
     tar: str | None = None
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha256: Sha256 | None = None
     dirs: list[str] | None = None
     links: dict[str, str] | None = None
     run: list[list[str]] | None = None
@@ -227,11 +266,11 @@ class Limits(Document):
 
 
 class AllowedHosts(Document):
-    allow: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9.*-]+:[0-9]{1,5}$")]]
+    allow: list[HostAndPort]
 
 
 class Setup(Document):
-    run: list[Annotated[list[str], Field(min_length=1)]]
+    run: list[Argv]
 
 
 class Volume(Document):
@@ -249,7 +288,7 @@ class TrialLimits(Document):
 class Grade(Document):
     """How a trial is scored: exactly one of command, operator, result (a metric the agent reports itself)."""
 
-    command: Annotated[list[str], Field(min_length=1)] | None = None
+    command: Argv | None = None
     operator: AnyLabel | None = None
     result: str | None = None
     sandbox: SandboxLabel | None = None
@@ -279,8 +318,8 @@ class Budget(Document):
 class OperatorFiles(Document):
     """For agents that read one file and write one file instead of the folders of the contract."""
 
-    input: Annotated[str, Field(pattern=r"^/")]
-    output: Annotated[str, Field(pattern=r"^/")]
+    input: GuestPath
+    output: GuestPath
 
 
 class Serve(Document):
@@ -351,7 +390,7 @@ class Image(Target):
     toolchain: list[str] = []
     layers: list[Layer] = []
     env: dict[str, str] = {}
-    user: Annotated[str, Field(pattern=r"^[0-9]+:[0-9]+$")] = "1000:1000"
+    user: User = "1000:1000"
 
 
 class Sandbox(Target):
@@ -370,8 +409,8 @@ class Operator(Target):
     """Common to agent, reducer, producer and evaluator."""
 
     version: str
-    entry: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
-    command: Annotated[list[str], Field(min_length=1)] | None = None
+    entry: Entry | None = None
+    command: Argv | None = None
     srcs: list[str] = []
     pure: bool = False
     sandbox: SandboxLabel | None = None
@@ -495,7 +534,7 @@ class Command(Target):
     kind: ClassVar[str] = "command"
     srcs: list[str] = []
     outs: Annotated[list[str], Field(min_length=1)]
-    command: Annotated[list[str], Field(min_length=1)]
+    command: Argv
     sandbox: SandboxLabel = "builtin:host"
     env: dict[str, str] = {}
 
@@ -548,12 +587,12 @@ class Resources(Document):
 class OperatorFile(Document):
     """`operator.yaml`, an operator described apart from any BUILD.yaml."""
 
-    mrp: Literal[1]
+    mrp: Version
     kind: Literal["agent", "reducer", "producer", "evaluator"]
     name: str
     version: str
-    entry: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
-    command: Annotated[list[str], Field(min_length=1)] | None = None
+    entry: Entry | None = None
+    command: Argv | None = None
     srcs: list[str] = []
     image: ImageLabel | None = None
     schema_: Annotated[str | None, Field(alias="schema")] = None
@@ -565,12 +604,12 @@ class OperatorFile(Document):
 
 class Pin(Document):
     version: str
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    digest: Sha256
     signature: str | None = None
 
 
 class OperatorsLock(Document):
     """`operators.lock`: label of an operator to its pinned digest."""
 
-    mrp: Literal[1]
+    mrp: Version
     operators: dict[str, Pin]

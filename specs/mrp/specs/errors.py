@@ -13,11 +13,16 @@ mrp.cache, which stands below this room, raises its own CacheError; the command 
 
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import NamedTuple
+from unicodedata import combining, east_asian_width
 
 
-@dataclass(frozen=True, order=True)
-class Span:
-    """A place in a document: workspace-relative path, 1-based line and column, and the end of the word."""
+class Span(NamedTuple):
+    """A place in a document: workspace-relative path, 1-based line and column, and the column after the word.
+
+    Columns count characters. `end_column` is 0 where the thing ends on a later line. A tuple, since a large
+    workspace has a million of them.
+    """
 
     path: str
     line: int
@@ -109,9 +114,22 @@ _MAX_SHOWN = 160
 
 def _caret_lines(source: str, span: Span) -> list[str]:
     start = max(0, span.column - 1 - 60) if len(source) > _MAX_SHOWN else 0
-    shown = source[start : start + _MAX_SHOWN].replace("\t", " ")
-    width = max(1, min(span.end_column - span.column, len(shown) - (span.column - 1 - start)))
-    return [f"  {shown}", "  " + " " * (span.column - 1 - start) + "^" * width]
+    shown = source[start : start + _MAX_SHOWN]
+    first = max(0, span.column - 1 - start)
+    word = shown[first : max(first + 1, span.end_column - 1 - start)]
+    return [f"  {_visible(shown)}", "  " + " " * _width(shown[:first]) + "^" * max(1, _width(word))]
+
+
+def _visible(text: str) -> str:
+    """The text as a terminal can show it: nothing in it moves the cursor or changes colours."""
+    return "".join(letter if letter.isprintable() else " " if letter == "\t" else "\ufffd" for letter in text)
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal the text takes: none for combining marks, two for wide letters."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if combining(letter) else 2 if east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def safe_relative(path: str) -> PurePosixPath | None:

@@ -23,10 +23,10 @@ def parse_size(text: str) -> int:
     match = _QUANTITY.match(text)
     unit = _SIZE_UNITS.get(match[2]) if match else None
     if match is None or unit is None:
-        raise ValueError(f"{text!r} is not a size; write a number and one of {', '.join(_SIZE_UNITS)}, like 4GiB")
+        raise ValueError(f"`{text}` is not a size; write a number and one of {', '.join(_SIZE_UNITS)}, like 4GiB")
     size = Decimal(match[1]) * unit
     if size != size.to_integral_value():
-        raise ValueError(f"{text!r} is not a whole number of bytes")
+        raise ValueError(f"`{text}` is not a whole number of bytes")
     return int(size)
 
 
@@ -36,7 +36,7 @@ def parse_duration(text: str) -> Decimal:
     unit = _DURATION_UNITS.get(match[2]) if match else None
     if match is None or unit is None:
         raise ValueError(
-            f"{text!r} is not a duration; write a number and one of {', '.join(_DURATION_UNITS)}, like 30s"
+            f"`{text}` is not a duration; write a number and one of {', '.join(_DURATION_UNITS)}, like 30s"
         )
     return Decimal(match[1]) * unit
 

@@ -13,6 +13,9 @@ from mrp.specs.ir import Limits
 ISOLATION = ("none", "landlock", "namespaces", "container", "vm")
 """Levels of isolation, weakest first."""
 
+ENGINE = "engine"
+"""In place of a level: the engine made it itself, from stored bytes alone, and ran no user code."""
+
 TASK, WORK, SOLUTION, OUT = "/task", "/work", "/solution", "/out"
 OPERATOR_DIR = "/opt/mrp/operator"
 SDK_DIR = "/opt/mrp/sdk"

@@ -1,0 +1,87 @@
+# The README's two commands are `make quickstart` and `make test`. Everything goes into .venv; a second call
+# installs nothing, because stamps in .venv remember what is there.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := install
+.PHONY: install quickstart test test-slow lint lock clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTHON ?=
+
+# What mrp uses of the system: a Python with venv, bubblewrap for isolation, graphviz to draw graphs.
+define SYSTEM
+find_python() {
+  for candidate in "$(PYTHON)" python3 python3.11 python3.12 python3.13; do
+    if [[ -n $$candidate ]] && "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+        > /dev/null 2>&1; then
+      command -v "$$candidate"; return 0
+    fi
+  done
+  return 1
+}
+missing=()
+find_python > /dev/null || missing+=(python3 python3-venv)
+command -v bwrap > /dev/null || missing+=(bubblewrap)
+command -v dot > /dev/null || missing+=(graphviz)
+if (( $${#missing[@]} )); then
+  if [[ $$(id -u) == 0 ]] && command -v apt-get > /dev/null; then
+    echo "installing $${missing[*]} with apt-get"
+    apt-get -o DPkg::Lock::Timeout=300 -qq update > /dev/null || true
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -qq install -y --no-install-recommends \
+      "$${missing[@]}" > /dev/null || echo "could not install $${missing[*]}; going on without" >&2
+  elif command -v apt-get > /dev/null; then
+    echo "missing: $${missing[*]}; install with: sudo apt-get install -y $${missing[*]}" >&2
+  else
+    echo "missing: $${missing[*]}; install these with the system's package manager" >&2
+  fi
+fi
+find_python > /dev/null || { echo "mrp needs Python 3.11 or newer with the venv module; then run make again" >&2; exit 1; }
+endef
+export SYSTEM
+
+install: $(VENV)/.installed
+
+$(VENV)/.created:
+	@eval "$$SYSTEM"; test -x $(BIN)/python || "$$(find_python)" -m venv $(VENV); touch $@
+
+$(VENV)/.locked: $(VENV)/.created requirements.lock
+	@echo "installing the locked dependencies into $(VENV)"
+	@$(PIP) install --require-hashes -r requirements.lock
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.locked pyproject.toml
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+quickstart: install
+	@$(BIN)/mrp -C examples/quickstart build //jobs:eval
+
+test: install lint
+	$(BIN)/pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/pytest -m slow
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# lark stays at 1.2.2, which vllm pins. The file holds no index, so that any mirror can serve it.
+lock:
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; eval "$$SYSTEM"; \
+	"$$(find_python)" -m venv "$$folder/venv"; \
+	"$$folder/venv/bin/python" -m pip --disable-pip-version-check --quiet install pip-tools; \
+	echo 'lark==1.2.2' > "$$folder/constraints.txt"; \
+	CUSTOM_COMPILE_COMMAND="make lock" "$$folder/venv/bin/pip-compile" --quiet --generate-hashes --all-extras \
+	  --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
+	  --constraint "$$folder/constraints.txt" --output-file requirements.lock pyproject.toml; \
+	sed -i "s#$$folder/##g" requirements.lock
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+	rm -rf examples/*/.mrp examples/*/mrp-out

@@ -1,0 +1,210 @@
+"""What a target points to: labels, found by the types of its fields, and files of its package."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from posixpath import join
+
+from mrp.compiler.declare import Unit
+from mrp.compiler.globs import EntryKind, WorkspaceTree
+from mrp.specs.documents import Dataset, Document, LabelRef, Operator
+from mrp.specs.errors import Span
+from mrp.specs.expectation import Type, document_fields
+from mrp.specs.yaml import Node
+
+OPERATORS = ("agent", "reducer", "producer", "evaluator")
+BUILDABLE = ("dataset", "image", "command", "rollout", "reduction", "evaluation", "produce", "job", "session")
+FOLDER_FORMATS = ("dir", "harbor")
+
+_NARROWED: dict[tuple[str, str], tuple[str, ...]] = {
+    ("job", "of"): BUILDABLE,
+    ("reduction", "of"): ("rollout", "dataset", "reduction", "evaluation"),
+    ("rollout", "grade.operator"): ("evaluator",),
+    ("dataset", "generate.operator"): OPERATORS,
+}
+"""Fields that take fewer kinds than their type says."""
+
+Location = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class LabelUse:
+    """A label as written, where, and the kinds that fit there; `many`: it may stand for several targets."""
+
+    location: Location
+    text: str
+    span: Span
+    kinds: tuple[str, ...]
+    many: bool = False
+
+    @property
+    def role(self) -> str:
+        """The field, without positions in lists: `grade.operator`."""
+        return role_of(self.location)
+
+
+class Want(Enum):
+    """What a pattern of a field may name."""
+
+    FILES = "files"
+    FOLDERS = "record folders"
+    FILE = "one file"
+
+
+@dataclass(frozen=True)
+class FileUse:
+    """A pattern as written, and where."""
+
+    location: Location
+    pattern: str
+    span: Span
+    want: Want = Want.FILES
+
+    @property
+    def role(self) -> str:
+        return role_of(self.location)
+
+
+def role_of(location: Location) -> str:
+    """The field that a location leads to, without positions in lists: `grade.operator`."""
+    return ".".join(step for step in location if isinstance(step, str))
+
+
+def label_uses(unit: Unit) -> Iterator[LabelUse]:
+    """Every label that `unit` writes, in the order of its fields."""
+    for use in _typed_uses(type(unit.document), unit.node, ()):
+        narrowed = _NARROWED.get((unit.kind, use.role))
+        yield use if narrowed is None else LabelUse(use.location, use.text, use.span, narrowed, use.many)
+    for location, node, text in _patterns(unit):
+        if _is_label(text):
+            yield LabelUse(location, text, node.span, ("command",), many=True)
+    base = _at(unit.node, "base")
+    if unit.kind == "image" and base is not None and isinstance(base.value, str) and _is_label(base.value):
+        yield LabelUse(("base",), base.value, base.span, ("image",))
+
+
+def file_uses(unit: Unit, tree: WorkspaceTree) -> Iterator[FileUse]:
+    """Every file or pattern of files that `unit` names; `tree` tells where an operator's module is."""
+    document = unit.document
+    want = Want.FOLDERS if isinstance(document, Dataset) and document.format in FOLDER_FORMATS else Want.FILES
+    for location, node, text in _patterns(unit):
+        if not _is_label(text):
+            yield FileUse(location, text, node.span, want if location[0] == "srcs" else Want.FILES)
+    if isinstance(document, Operator) and not document.srcs and document.entry is not None:
+        yield FileUse(("entry",), _module(tree, unit.package, document.entry), unit.span("entry"))
+    yield from _single_files(unit)
+
+
+def _single_files(unit: Unit) -> Iterator[FileUse]:
+    def one(node: Node | None, *location: str | int, want: Want = Want.FILE) -> Iterator[FileUse]:
+        if node is not None and isinstance(node.value, str):
+            yield FileUse(location, node.value, node.span, want)
+
+    if unit.kind in (*OPERATORS, "dataset", "sink"):
+        yield from one(_at(unit.node, "schema"), "schema")
+    if unit.kind == "model":
+        for field in ("script", "template"):
+            yield from one(_at(unit.node, field), field)
+        weights = _at(unit.node, "weights")
+        if weights is not None and isinstance(weights.value, str) and weights.value.startswith("./"):
+            yield from one(weights, "weights", want=Want.FILES)
+    if unit.kind == "image":
+        base = _at(unit.node, "base")
+        if base is not None and isinstance(base.value, dict):
+            yield from one(base.value.get("dockerfile"), "base", "dockerfile")
+            context = base.value.get("context")
+            pattern = "**" if context is None or context.value in (".", "./") else str(context.value)
+            yield FileUse(("base", "context"), pattern, (context or base).span)
+        for number, layer in enumerate(_items(_at(unit.node, "layers"))):
+            for field in ("pip", "npm", "lock", "tar"):
+                node = _at(layer, field)
+                if node is not None and isinstance(node.value, str) and "://" not in node.value:
+                    yield from one(node, "layers", number, field)
+
+
+def _patterns(unit: Unit) -> Iterator[tuple[Location, Node, str]]:
+    """The texts of fields that take globs and labels of outputs alike."""
+    if unit.kind in (*OPERATORS, "dataset", "command"):
+        yield from _listed(_at(unit.node, "srcs"), "srcs")
+    if unit.kind == "dataset":
+        generate = _at(unit.node, "generate")
+        if generate is not None:
+            yield from _listed(_at(generate, "srcs"), "generate", "srcs")
+    if unit.kind == "session":
+        yield from _listed(_at(unit.node, "starter"), "starter")
+    if unit.kind == "image":
+        for number, layer in enumerate(_items(_at(unit.node, "layers"))):
+            copy = _at(layer, "copy")
+            if copy is not None and isinstance(copy.value, dict):
+                for pattern in copy.value:
+                    place = Node(pattern, copy.key_spans[pattern])
+                    yield ("layers", number, "copy", pattern), place, pattern
+
+
+def _listed(node: Node | None, *location: str | int) -> Iterator[tuple[Location, Node, str]]:
+    for number, item in enumerate(_items(node)):
+        if isinstance(item.value, str):
+            yield (*location, number), item, item.value
+
+
+def _typed_uses(model: type[Document], node: Node, location: Location) -> Iterator[LabelUse]:
+    if isinstance(node.value, dict):
+        for name, wanted in _label_fields(model).items():
+            if name in node.value:
+                yield from _uses_of(wanted, node.value[name], (*location, name))
+
+
+def _uses_of(wanted: Type, node: Node, location: Location) -> Iterator[LabelUse]:
+    for branch in (wanted, *wanted.branches):
+        for mark in branch.marks(LabelRef):
+            if isinstance(node.value, str):
+                yield LabelUse(location, node.value, node.span, mark.kinds, many=isinstance(location[-1], int))
+            return
+    for branch in wanted.branches:
+        if branch.model is not None and isinstance(node.value, dict):
+            yield from _typed_uses(branch.model, node, location)
+        elif branch.origin is list and isinstance(node.value, list):
+            for number, item in enumerate(node.value):
+                yield from _uses_of(branch.arguments[0], item, (*location, number))
+
+
+@cache
+def _label_fields(model: type[Document]) -> dict[str, Type]:
+    """The fields below which a label may stand, so that the others are not looked at."""
+    return {name: wanted for name, (wanted, _) in document_fields(model).items() if _holds_label(wanted)}
+
+
+def _holds_label(wanted: Type) -> bool:
+    if wanted.marks(LabelRef):
+        return True
+    if wanted.model is not None:
+        return bool(_label_fields(wanted.model))
+    return any(_holds_label(argument) for argument in wanted.arguments)
+
+
+def _module(tree: WorkspaceTree, package: str, entry: str) -> str:
+    """The file or folder of the package that `entry` imports from; the file's name when there is neither."""
+    name = entry.partition(":")[0].partition(".")[0]
+    entries = tree.entries(package)
+    if f"{name}.py" not in entries and entries.get(name) is EntryKind.FOLDER:
+        return name
+    return f"{name}.py"
+
+
+def module_path(package: str, entry: str) -> tuple[str, str]:
+    """The two places where the module of `entry` may be: a file, or a folder's __init__.py or files."""
+    name = entry.partition(":")[0].replace(".", "/")
+    return join(package, f"{name}.py"), join(package, name)
+
+
+def _is_label(text: str) -> bool:
+    return text.startswith(("//", ":"))
+
+
+def _at(node: Node, field: str) -> Node | None:
+    return node.value.get(field) if isinstance(node.value, dict) else None
+
+
+def _items(node: Node | None) -> list[Node]:
+    return node.value if node is not None and isinstance(node.value, list) else []

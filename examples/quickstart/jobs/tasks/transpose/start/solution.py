@@ -1,0 +1,2 @@
+def transpose(rows):
+    return [[row[column] for row in rows] for column in range(len(rows))]

@@ -1,0 +1,98 @@
+"""Actions: closed descriptions of pieces of work, each with the key that one traversal makes of its preimage."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+from mrp.cache.canonical import Json, action_key, canonical_bytes
+from mrp.cache.digest import ActionKey, Digest
+from mrp.cache.store import Store
+from mrp.specs.results import Byproducts, Result
+from mrp.specs.work import Completed, Process
+
+
+class ActionKind(StrEnum):
+    """What counts as an action in `N actions: X executed, Y cached, Z failed`."""
+
+    COMMAND = "command"
+    FETCH = "fetch"
+    GENERATE = "generate"
+    IMAGE = "image"
+    SETUP = "setup"
+    TRIAL = "trial"
+    GRADE = "grade"
+    REDUCTION = "reduction"
+    EVALUATION = "evaluation"
+    PRODUCE = "produce"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One execution that came to a result: what is cached, and what is kept for people."""
+
+    result: Result
+    byproducts: Byproducts
+
+
+@runtime_checkable
+class ProcessWork(Protocol):
+    """Work that is one process in a sandbox; `conclude` reads what it left and never raises for its faults."""
+
+    @property
+    def process(self) -> Process: ...
+
+    def conclude(self, completed: Completed, store: Store) -> Attempt: ...
+
+
+@runtime_checkable
+class EngineWork(Protocol):
+    """Work that the engine does itself, on stored bytes alone."""
+
+    def perform(self, store: Store) -> Attempt: ...
+
+
+@dataclass(frozen=True)
+class Action:
+    """`label` and `item` say whose action this is; they are prose, and not in the key.
+
+    `item` is "" for a target's own action, else the encoded record id, with `#sample` for samples after the first.
+    `retries` is how often an infrastructure failure is tried again; `usd` and `tokens` the declared estimate.
+    """
+
+    kind: ActionKind
+    key: ActionKey
+    preimage: bytes = field(repr=False)
+    label: str = field(compare=False)
+    item: str = field(compare=False)
+    work: object = field(compare=False, repr=False)
+    retries: int = field(default=2, compare=False)
+    usd: Decimal = field(default=Decimal(0), compare=False)
+    tokens: int = field(default=0, compare=False)
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """(label, item, kind): what stays the same when the key changes."""
+        return (self.label, self.item, self.kind.value)
+
+
+def make_action(
+    kind: ActionKind,
+    label: str,
+    item: str,
+    preimage: Mapping[str, Json],
+    work: object,
+    *,
+    retries: int = 2,
+    usd: Decimal = Decimal(0),
+    tokens: int = 0,
+) -> Action:
+    """An action whose key is that of `preimage` with its kind; see mrp.cache.canonical.action_key."""
+    key, data = action_key({"action": kind.value, **preimage})
+    return Action(kind, key, data, label, item, work, retries, usd, tokens)
+
+
+def put_description(store: Store, description: Mapping[str, Json]) -> Digest:
+    """Store a part of a preimage under its own digest, so that a change of it can be followed into its parts."""
+    return store.put_bytes(canonical_bytes(description))

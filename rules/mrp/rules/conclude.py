@@ -1,0 +1,102 @@
+"""Reading what a process left: its outcome, its byproducts, and the JSON files of the contract.
+
+Nothing here raises for what a process wrote: a malformed file is the task's own failure, with a reason.
+"""
+
+import dataclasses
+import json
+from decimal import Decimal
+
+from mrp.cache.canonical import Json
+from mrp.cache.digest import Digest
+from mrp.cache.errors import CacheError
+from mrp.cache.store import Store
+from mrp.specs.results import Byproducts, Outcome, Usage
+from mrp.specs.work import Completed
+
+MAX_DOCUMENT = 16 * 2**20
+"""Bytes of a result.json or reward.json beyond which it is refused."""
+
+_REASON_BYTES = 4096
+
+
+def outcome_of(completed: Completed) -> Outcome:
+    """ok for exit 0, limit for a limit, else failed."""
+    if completed.limit is not None:
+        return Outcome.LIMIT
+    return Outcome.OK if completed.exit_code == 0 else Outcome.FAILED
+
+
+def reproducible(completed: Completed) -> bool:
+    """False when the wall clock ended it: that depends on the machine."""
+    return completed.limit != "wall"
+
+
+def byproducts_of(completed: Completed, reason: str = "") -> Byproducts:
+    """What is kept of a process beside its result."""
+    return Byproducts(
+        exit_code=completed.exit_code,
+        reason=reason,
+        stdout=completed.stdout,
+        stderr=completed.stderr,
+        isolation=completed.isolation,
+        usage=Usage(wall_s=completed.wall_s, cpu_s=completed.cpu_s, max_rss=completed.max_rss),
+    )
+
+
+def failure_reason(completed: Completed, store: Store, byproducts: Byproducts) -> Byproducts:
+    """`byproducts` with one sentence on why the process did not succeed: the limit, or its last line of stderr."""
+    if byproducts.reason:
+        return byproducts
+    if completed.limit is not None:
+        return dataclasses.replace(byproducts, reason=f"went over its {completed.limit} limit")
+    last = _last_line(store, completed.stderr) or _last_line(store, completed.stdout)
+    reason = f"exit code {completed.exit_code}" + (f": {last}" if last else "")
+    return dataclasses.replace(byproducts, reason=reason)
+
+
+def read_document(store: Store, folder: Digest, name: str) -> tuple[Json, str]:
+    """The JSON value of file `name` in a tree, as (value, ""); or (None, why not); (None, "") when it is absent."""
+    entry = store.subtree(folder, name)
+    if entry is None or entry.digest is None or entry.kind not in "fx":
+        return None, ""
+    if store.size(entry.digest) > MAX_DOCUMENT:
+        return None, f"{name} is larger than {MAX_DOCUMENT} bytes"
+    try:
+        return json.loads(store.get_bytes(entry.digest), parse_float=Decimal, parse_constant=_refuse), ""
+    except (ValueError, ArithmeticError, RecursionError, UnicodeDecodeError) as error:
+        return None, f"{name} is not valid JSON: {error}"
+
+
+def file_digest(store: Store, folder: Digest, name: str) -> Digest | None:
+    """The digest of file `name` in a tree, or None."""
+    entry = store.subtree(folder, name)
+    return entry.digest if entry is not None and entry.kind in "fx" else None
+
+
+def numbers(value: Json) -> dict[str, Json] | None:
+    """`value` if it is an object of finite numbers (booleans count as 0 and 1), else None."""
+    if not isinstance(value, dict) or not value:
+        return None
+    found: dict[str, Json] = {}
+    for name, number in value.items():
+        if isinstance(number, bool):
+            found[name] = int(number)
+        elif isinstance(number, int | Decimal) and Decimal(number).is_finite():
+            found[name] = number
+        else:
+            return None
+    return found
+
+
+def _refuse(word: str) -> Json:
+    raise ValueError(f"{word} is not a JSON number")
+
+
+def _last_line(store: Store, blob: Digest) -> str:
+    try:
+        tail = store.get_bytes(blob)[-_REASON_BYTES:].decode(errors="replace")
+    except CacheError:
+        return ""
+    lines = [line.strip() for line in tail.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""

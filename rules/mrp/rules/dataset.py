@@ -1,0 +1,191 @@
+"""Datasets: sources, a download, a computation or other datasets become an index of records."""
+
+import json
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from mrp.cache.canonical import Json, action_key, canonical_bytes
+from mrp.cache.digest import Digest
+from mrp.cache.store import ActionEntry, Entry, Store
+from mrp.rules.action import Action, ActionKind, Attempt, make_action
+from mrp.rules.conclude import byproducts_of, failure_reason, file_digest, outcome_of, reproducible
+from mrp.rules.operator import contract_env, operator_process
+from mrp.rules.records import Record, concat_records, dataset_meta, index_records, read_index, write_index
+from mrp.rules.rule import DatasetValue, OperatorValue, RuleContext, SandboxValue, Settled
+from mrp.specs.errors import BuildFailed
+from mrp.specs.ir import DatasetTask, Files, FetchSpec, GenerateSpec, task_json
+from mrp.specs.results import Outcome, Ref, Result
+from mrp.specs.work import ENGINE, OUT, TASK, WORK, Completed, Mount, Process
+
+INDEX_VERSION = 1
+_IN_INDEX = ("format", "roots", "id", "schema", "where", "dedupe", "split", "take", "starter", "private", "solution")
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Work: a pinned download; the result is a tree of the files it brought."""
+
+    spec: FetchSpec
+    unpack: bool
+
+
+@dataclass(frozen=True)
+class RunGenerator:
+    """Work: a process whose standard output (a command) or /out/records.jsonl (an operator) is the dataset."""
+
+    process: Process
+    from_stdout: bool
+
+    def conclude(self, completed: Completed, store: Store) -> Attempt:
+        outcome, byproducts = outcome_of(completed), byproducts_of(completed)
+        out = completed.outputs.get(OUT)
+        lines = completed.stdout if self.from_stdout else file_digest(store, out, "records.jsonl") if out else None
+        if outcome is not Outcome.OK or lines is None:
+            failed = Outcome.FAILED if outcome is Outcome.OK else outcome
+            return Attempt(Result(failed, completed.limit), failure_reason(completed, store, byproducts))
+        tree = store.put_tree({"records.jsonl": Entry("f", lines, None)})
+        return Attempt(
+            Result(outcome, outputs={"files": Ref("tree", tree)}, reproducible=reproducible(completed)), byproducts
+        )
+
+
+class DatasetRule:
+    """At most one action (a fetch or a generate); reading the records is memoised in the action cache, uncounted."""
+
+    def __init__(self, task: DatasetTask, context: RuleContext) -> None:
+        self._task, self._context, self._store = task, context, context.store
+        self._settled: Settled | None = None
+
+    def start(self) -> Iterator[Action]:
+        task = self._task
+        if task.fetch is not None:
+            yield self._fetch(task.fetch)
+        elif task.generate is not None and task.generate.range is None:
+            yield self._generate(task.generate)
+
+    def settled(self, settled: Settled) -> Iterator[Action]:
+        self._settled = settled
+        return iter(())
+
+    def value(self) -> DatasetValue:
+        sources, good = self._sources()
+        preimage = {
+            "action": "index",
+            "version": INDEX_VERSION,
+            "spec": {name: value for name, value in task_json(self._task).items() if name in _IN_INDEX},
+            "sources": {path: [digest, executable] for path, (digest, executable) in sources.items()},
+            "of": [self._context.value(label, DatasetValue).index for label in self._task.of],
+            "range": self._task.generate.range if self._task.generate is not None else None,
+        }
+        key, data = action_key(preimage)
+        entry = self._store.lookup([key]).get(key)
+        if entry is not None and self._is_whole(entry):
+            index, count = Digest(entry.result["index"]), int(entry.result["count"])
+        else:
+            records = self._read(sources)
+            index, count = write_index(records, self._store), len(records)
+            self._store.commit(
+                [
+                    ActionEntry(
+                        key=key,
+                        kind="index",
+                        preimage=data,
+                        result={"index": index, "count": count},
+                        byproducts=[],
+                        blobs=(index,),
+                        trees=tuple(sorted({tree for record in records for tree in record.trees()})),
+                        isolation=ENGINE,
+                        provenance={},
+                        created=0.0,
+                    )
+                ]
+            )
+        meta = canonical_bytes(dataset_meta(self._task, count, sources)) + b"\n"
+        outputs = {"_meta.json": Ref("blob", self._store.put_bytes(meta)), "records.jsonl": Ref("blob", index)}
+        return DatasetValue(index, count, outputs, good)
+
+    def _sources(self) -> tuple[Mapping[str, tuple[Digest, bool]], bool]:
+        """The files that hold the records, by path, and whether making them was reproducible."""
+        task = self._task
+        if task.files is not None:
+            tree = self._context.files_tree(task.files)
+            good = all(self._context.values[label].reproducible for label in task.files.outputs)
+            return self._files(tree), good
+        if task.fetch is not None or (task.generate is not None and task.generate.range is None):
+            settled = self._settled
+            assert settled is not None
+            if settled.result is None or settled.outcome is not Outcome.OK:
+                raise BuildFailed(f"{task.label} {settled.outcome.value}: {settled.reason}")
+            return self._files(settled.result.outputs["files"].digest), settled.result.reproducible
+        return {}, all(self._context.value(label, DatasetValue).reproducible for label in task.of)
+
+    def _files(self, tree: Digest) -> dict[str, tuple[Digest, bool]]:
+        return {
+            path: (entry.digest, entry.kind == "x")
+            for path, entry in self._store.read_tree(tree).items()
+            if entry.digest is not None and entry.kind in "fx"
+        }
+
+    def _read(self, sources: Mapping[str, tuple[Digest, bool]]) -> tuple[Record, ...]:
+        task = self._task
+        if task.of:
+            parts = [list(read_index(self._context.value(label, DatasetValue).index, self._store)) for label in task.of]
+            return concat_records(task, parts, self._store)
+        if task.generate is not None and task.generate.range is not None:
+            lines = "".join(json.dumps({"id": str(n), "n": n}) + "\n" for n in range(task.generate.range))
+            return index_records(task, {"range.jsonl": (self._store.put_bytes(lines.encode()), False)}, self._store)
+        if task.schema is not None:
+            self._context.import_sources(Files(sources=(task.schema,)))
+        roots = None
+        if task.files is None and task.format in ("dir", "harbor"):
+            roots = sorted({path.partition("/")[0] for path in sources if "/" in path})
+        return index_records(task, sources, self._store, roots=roots)
+
+    def _is_whole(self, entry: ActionEntry) -> bool:
+        refs = [("blob", digest) for digest in entry.blobs] + [("tree", digest) for digest in entry.trees]
+        return not self._store.missing_deep(refs)
+
+    def _fetch(self, spec: FetchSpec) -> Action:
+        described = {
+            name: getattr(spec, name) for name in ("url", "pypi", "git", "path", "sha256", "rev") if getattr(spec, name)
+        }
+        unpack = self._task.format in ("dir", "harbor")
+        return make_action(
+            ActionKind.FETCH, self._task.label, "", {"fetch": described, "unpack": unpack}, Fetch(spec, unpack)
+        )
+
+    def _generate(self, spec: GenerateSpec) -> Action:
+        context = self._context
+        sandbox = context.value(spec.sandbox, SandboxValue)
+        empty = context.store.put_tree({})
+        preimage: dict[str, Json] = {"box": sandbox.description, "params": spec.params}
+        if spec.operator is not None:
+            operator = context.value(spec.operator, OperatorValue)
+            sdk = context.sdk() if operator.task.entry is not None else None
+            mounts = (Mount(TASK, empty), Mount(WORK, empty, writable=True), Mount(OUT, empty, writable=True))
+            process = operator_process(
+                operator,
+                sandbox.box,
+                sdk,
+                mounts=mounts,
+                outputs=(OUT,),
+                env=contract_env(params=spec.params),
+                timeout=sandbox.box.limits.wall,
+            )
+            preimage["operator"] = operator.digest
+        else:
+            assert spec.command is not None
+            files = context.files_tree(spec.files)
+            process = Process(
+                box=sandbox.box,
+                argv=spec.command,
+                role="generate",
+                mounts=(Mount(WORK, files, writable=True),),
+                env=contract_env(params=spec.params),
+                cwd=posixpath.join(WORK, spec.package) if spec.package else WORK,
+                timeout=sandbox.box.limits.wall,
+            )
+            preimage |= {"command": list(spec.command), "files": files, "cwd": spec.package}
+        work = RunGenerator(process, from_stdout=spec.operator is None)
+        return make_action(ActionKind.GENERATE, self._task.label, "", preimage, work)

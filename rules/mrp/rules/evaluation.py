@@ -1,0 +1,59 @@
+"""Evaluations: a user's evaluator judges one artifact and writes one result.json."""
+
+import json
+from decimal import Decimal
+
+from mrp.cache.canonical import Json
+from mrp.cache.store import Entry
+from mrp.rules.action import ActionKind, make_action
+from mrp.rules.operator import contract_env, operator_process
+from mrp.rules.reduction import ExpectationFailed, RunReducer
+from mrp.rules.rule import DocumentValue, OneAction, OperatorValue, RuleContext, SandboxValue
+from mrp.specs.errors import InfraError
+from mrp.specs.expressions import parse_expression
+from mrp.specs.ir import EvaluateTask
+from mrp.specs.work import OUT, TASK, WORK, Mount
+
+
+class EvaluationRule(OneAction):
+    """The subject's outputs stand under /task, by name."""
+
+    def __init__(self, task: EvaluateTask, context: RuleContext) -> None:
+        if task.model is not None:
+            raise InfraError(
+                f"{task.label} has a model, and this version has no model gateway yet; remove `model`", retryable=False
+            )
+        self._task, self._store = task, context.store
+        subject = context.values[task.of]
+        self._partial = getattr(subject, "partial", False)
+        self._reproducible = subject.reproducible
+        operator = context.value(task.evaluator, OperatorValue)
+        sandbox = context.value(task.sandbox, SandboxValue)
+        tree = context.store.put_tree(
+            {name: Entry("f" if ref.kind == "blob" else "t", ref.digest, None) for name, ref in subject.outputs.items()}
+        )
+        empty = context.store.put_tree({})
+        process = operator_process(
+            operator,
+            sandbox.box,
+            context.sdk() if operator.task.entry is not None else None,
+            mounts=(Mount(TASK, tree), Mount(WORK, empty, writable=True), Mount(OUT, empty, writable=True)),
+            outputs=(OUT,),
+            env=contract_env(params=task.params),
+            timeout=sandbox.box.limits.wall,
+        )
+        preimage: dict[str, Json] = {
+            "evaluator": operator.digest,
+            "box": sandbox.description,
+            "params": task.params,
+            "subject": tree,
+        }
+        super().__init__(make_action(ActionKind.EVALUATION, task.label, "", preimage, RunReducer(process)))
+
+    def value(self) -> DocumentValue:
+        result = self.result()
+        document = json.loads(self._store.get_bytes(result.outputs["result.json"].digest), parse_float=Decimal)
+        value = DocumentValue(document, result.outputs, self._reproducible and result.reproducible, self._partial)
+        if self._task.expect is not None and parse_expression(self._task.expect).evaluate(document) is not True:
+            raise ExpectationFailed(f"{self._task.label} does not meet its expect: {self._task.expect}", value)
+        return value

@@ -1,0 +1,79 @@
+"""Operators: user code becomes a digest, and a process that runs it."""
+
+from collections.abc import Mapping
+from decimal import Decimal
+
+from mrp.cache.canonical import Json, canonical_text
+from mrp.cache.digest import Digest
+from mrp.rules.action import put_description
+from mrp.rules.rule import NoAction, OperatorValue, RuleContext
+from mrp.specs.ir import OperatorTask
+from mrp.specs.work import OPERATOR_DIR, OUT, SDK_DIR, SOLUTION, TASK, WORK, Box, Mount, Process
+
+
+def operator_rule(task: OperatorTask, context: RuleContext) -> NoAction:
+    """Pins an operator: its digest covers all that its code and its way of being started can change."""
+    tree = context.files_tree(task.files, strip=task.package)
+    description: dict[str, Json] = {
+        "kind": task.kind,
+        "version": task.version,
+        "files": tree,
+        "sees": task.sees,
+        "pure": task.pure,
+    }
+    if task.entry is not None:
+        description |= {"entry": task.entry, "sdk": context.sdk()}
+    if task.command is not None:
+        description["command"] = list(task.command)
+    if task.schema is not None:
+        description["schema"] = task.schema.digest
+    if task.io is not None:
+        description["io"] = list(task.io)
+    return NoAction(OperatorValue(task, put_description(context.store, description), tree))
+
+
+def operator_process(
+    operator: OperatorValue,
+    box: Box,
+    sdk: Digest | None,
+    *,
+    mounts: tuple[Mount, ...],
+    outputs: tuple[str, ...],
+    env: Mapping[str, str],
+    timeout: Decimal,
+) -> Process:
+    """The process that runs an operator, with its code mounted read-only beside the trial's own trees."""
+    task = operator.task
+    code = (Mount(OPERATOR_DIR, operator.tree),)
+    if task.entry is not None:
+        assert sdk is not None
+        return Process(
+            box=box,
+            entry=task.entry,
+            role=task.kind,
+            pure=task.pure,
+            mounts=(*mounts, *code, Mount(SDK_DIR, sdk)),
+            outputs=outputs,
+            env=env,
+            timeout=timeout,
+        )
+    assert task.command is not None
+    return Process(
+        box=box,
+        argv=task.command,
+        role=task.kind,
+        mounts=(*mounts, *code),
+        outputs=outputs,
+        env={**env, "MRP_OPERATOR_DIR": OPERATOR_DIR},
+        timeout=timeout,
+    )
+
+
+def contract_env(record_id: str | None = None, params: Json = None) -> dict[str, str]:
+    """The variables of the contract that name folders, and those of the record and params that are known."""
+    env = {"MRP_TASK_DIR": TASK, "MRP_WORKSPACE": WORK, "MRP_OUTPUT_DIR": OUT, "MRP_SOLUTION_DIR": SOLUTION}
+    if record_id is not None:
+        env["MRP_RECORD_ID"] = record_id
+    if params is not None:
+        env["MRP_PARAMS"] = canonical_text(params)
+    return env

@@ -1,0 +1,197 @@
+"""Reductions: many trials, records or documents become one result.json."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+
+from mrp.cache.canonical import Json, canonical_bytes
+from mrp.cache.digest import Digest
+from mrp.cache.store import Entry, Store
+from mrp.rules.action import Action, ActionKind, Attempt, make_action
+from mrp.rules.conclude import byproducts_of, failure_reason, file_digest, outcome_of, read_document, reproducible
+from mrp.rules.operator import contract_env, operator_process
+from mrp.rules.records import read_index
+from mrp.rules.reducers import REDUCERS, render_markdown, run_reducer
+from mrp.rules.rule import (
+    DatasetValue,
+    DocumentValue,
+    OneAction,
+    OperatorValue,
+    RuleContext,
+    SandboxValue,
+    TrialsValue,
+)
+from mrp.specs.errors import BuildFailed, InfraError
+from mrp.specs.expressions import parse_expression
+from mrp.specs.ir import ReduceTask
+from mrp.specs.results import Byproducts, Outcome, Ref, Result
+from mrp.specs.work import ENGINE, OUT, TASK, WORK, Completed, Mount, Process
+
+
+class ExpectationFailed(BuildFailed):
+    """A false `expect`: the build fails, and `value` is kept and published all the same."""
+
+    def __init__(self, message: str, value: DocumentValue) -> None:
+        self.value = value
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One input of a reduction: `kind` is trials, records or document; `digest` a blob of the store."""
+
+    kind: str
+    label: str
+    digest: Digest
+
+
+@dataclass(frozen=True)
+class RunBuiltinReducer:
+    """Work: a built-in reducer over rows in canonical order."""
+
+    reducer: str
+    inputs: tuple[Rows, ...]
+    params: dict[str, Json]
+    group_by: tuple[str, ...]
+    select: str | None
+
+    def perform(self, store: Store) -> Attempt:
+        try:
+            document = run_reducer(self.reducer, self._rows(store), params=self.params, group_by=self.group_by)
+        except ValueError as error:
+            return Attempt(Result(Outcome.FAILED), Byproducts(reason=str(error), isolation=ENGINE))
+        outputs = {
+            "result.json": Ref("blob", store.put_bytes(canonical_bytes(document) + b"\n")),
+            "result.md": Ref("blob", store.put_bytes(render_markdown(document).encode())),
+        }
+        return Attempt(Result(Outcome.OK, outputs=outputs), Byproducts(isolation=ENGINE))
+
+    def _rows(self, store: Store) -> Iterator[Json]:
+        chosen = parse_expression(self.select) if self.select is not None else None
+        for row in read_rows(self.inputs, store):
+            if chosen is None or chosen.evaluate(row) is True:
+                yield row
+
+
+@dataclass(frozen=True)
+class RunReducer:
+    """Work: a reducer or evaluator of the user's, which writes /out/result.json."""
+
+    process: Process
+
+    def conclude(self, completed: Completed, store: Store) -> Attempt:
+        outcome, byproducts = outcome_of(completed), byproducts_of(completed)
+        out = completed.outputs.get(OUT)
+        if outcome is not Outcome.OK or out is None:
+            return Attempt(Result(outcome, completed.limit), failure_reason(completed, store, byproducts))
+        document, problem = read_document(store, out, "result.json")
+        if document is None:
+            reason = problem or "left no /out/result.json"
+            return Attempt(Result(Outcome.FAILED), dataclasses.replace(byproducts, reason=reason))
+        outputs = {"result.json": Ref("blob", store.put_bytes(canonical_bytes(document) + b"\n"))}
+        page = file_digest(store, out, "result.md")
+        text = store.get_bytes(page) if page is not None else render_markdown(document).encode()
+        outputs["result.md"] = Ref("blob", store.put_bytes(text))
+        return Attempt(Result(outcome, outputs=outputs, reproducible=reproducible(completed)), byproducts)
+
+
+class ReductionRule(OneAction):
+    """`expect` and `min_success` judge what comes out, so changing them runs nothing again."""
+
+    def __init__(self, task: ReduceTask, context: RuleContext) -> None:
+        self._task, self._store = task, context.store
+        values = [context.values[label] for label in task.of]
+        self._trials = [value for value in values if isinstance(value, TrialsValue)]
+        self._reproducible = all(value.reproducible for value in values)
+        self._partial = any(getattr(value, "partial", False) for value in values)
+        self._refuse_unfinished()
+        inputs = tuple(input_rows(label, context) for label in task.of)
+        super().__init__(self._make(inputs, context))
+
+    def value(self) -> DocumentValue:
+        result = self.result()
+        document = json.loads(self._store.get_bytes(result.outputs["result.json"].digest), parse_float=Decimal)
+        value = DocumentValue(document, result.outputs, self._reproducible and result.reproducible, self._partial)
+        if self._task.expect is not None and parse_expression(self._task.expect).evaluate(document) is not True:
+            raise ExpectationFailed(f"{self._task.label} does not meet its expect: {self._task.expect}", value)
+        return value
+
+    def _refuse_unfinished(self) -> None:
+        count = sum(value.count for value in self._trials)
+        scored = sum(value.scored for value in self._trials)
+        if count and Decimal(scored) / count < self._task.min_success:
+            raise InfraError(
+                f"{self._task.label} needs an outcome for {self._task.min_success:%} of its trials, but {count - scored}"
+                f" of {count} ended without one; build again to run those, or lower min_success"
+            )
+
+    def _make(self, inputs: tuple[Rows, ...], context: RuleContext) -> Action:
+        task = self._task
+        preimage: dict[str, Json] = {
+            "inputs": [[rows.kind, rows.digest] for rows in inputs],
+            "params": task.params,
+            "group_by": list(task.group_by),
+            "select": task.select,
+        }
+        if task.reducer.startswith("builtin:"):
+            name = task.reducer.removeprefix("builtin:")
+            preimage["reducer"] = {"builtin": name, "version": REDUCERS[name].version}
+            work: object = RunBuiltinReducer(name, inputs, dict(task.params), task.group_by, task.select)
+        else:
+            operator = context.value(task.reducer, OperatorValue)
+            sandbox = context.value(task.sandbox, SandboxValue)
+            preimage |= {"reducer": operator.digest, "box": sandbox.description}
+            work = RunReducer(
+                operator_process(
+                    operator,
+                    sandbox.box,
+                    context.sdk() if operator.task.entry is not None else None,
+                    mounts=(
+                        Mount(TASK, _trials_tree(inputs, task, context.store)),
+                        Mount(WORK, context.store.put_tree({}), writable=True),
+                        Mount(OUT, context.store.put_tree({}), writable=True),
+                    ),
+                    outputs=(OUT,),
+                    env=contract_env(params=task.params),
+                    timeout=sandbox.box.limits.wall,
+                )
+            )
+        return make_action(ActionKind.REDUCTION, task.label, "", preimage, work)
+
+
+def input_rows(label: str, context: RuleContext) -> Rows:
+    """What a target gives to those that reduce, evaluate or produce it."""
+    value = context.values[label]
+    if isinstance(value, TrialsValue):
+        return Rows("trials", label, value.trials)
+    if isinstance(value, DatasetValue):
+        return Rows("records", label, value.index)
+    if isinstance(value, DocumentValue):
+        return Rows("document", label, value.outputs["result.json"].digest)
+    raise BuildFailed(f"{label} has no rows to reduce; name a rollout, a dataset, a reduction or an evaluation")
+
+
+def read_rows(inputs: tuple[Rows, ...], store: Store) -> Iterator[Json]:
+    """Rows in canonical order: inputs as named, trials by id and sample, records by id, a document as one row."""
+    for rows in inputs:
+        if rows.kind == "trials":
+            for line in store.get_bytes(rows.digest).splitlines():
+                yield json.loads(line, parse_float=Decimal)
+        elif rows.kind == "records":
+            for record in read_index(rows.digest, store):
+                yield {"id": record.id, "target": rows.label, **record.public}
+        else:
+            yield json.loads(store.get_bytes(rows.digest), parse_float=Decimal)
+
+
+def _trials_tree(inputs: tuple[Rows, ...], task: ReduceTask, store: Store) -> Digest:
+    """/task of a reducer: trials.jsonl, and the trial's trees under trees/<digest>."""
+    chosen = parse_expression(task.select) if task.select is not None else None
+    rows = [row for row in read_rows(inputs, store) if chosen is None or chosen.evaluate(row) is True]
+    lines = b"".join(canonical_bytes(row) + b"\n" for row in rows)
+    entries = {"trials.jsonl": Entry("f", store.put_bytes(lines), None)}
+    for tree in sorted({row["tree"] for row in rows if isinstance(row.get("tree"), str)}):
+        entries[f"trees/{tree}"] = Entry("t", Digest(tree), None)
+    return store.put_tree(entries)

@@ -1,0 +1,400 @@
+"""Rollouts: a trial for each record and sample, and a grade for each trial."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+
+from blake3 import blake3
+
+from mrp.cache.canonical import Json, canonical_bytes, canonical_digest
+from mrp.cache.digest import Digest
+from mrp.cache.store import Store
+from mrp.rules.action import Action, ActionKind, Attempt, make_action, put_description
+from mrp.rules.conclude import (
+    byproducts_of,
+    failure_reason,
+    file_digest,
+    numbers,
+    outcome_of,
+    read_document,
+    reproducible,
+)
+from mrp.rules.interpolate import Template, parse_template
+from mrp.rules.operator import contract_env, operator_process
+from mrp.rules.records import Record, read_index
+from mrp.rules.rule import (
+    DatasetValue,
+    OperatorValue,
+    RuleContext,
+    SandboxValue,
+    Settled,
+    TrialsValue,
+)
+from mrp.specs.errors import InfraError
+from mrp.specs.ir import MapTask
+from mrp.specs.labels import encode_text
+from mrp.specs.results import Byproducts, Outcome, Ref, Result
+from mrp.specs.work import OUT, SOLUTION, TASK, WORK, Completed, Mount, Process
+
+LANGUAGE_VERSION = 1
+
+_NOT_RUN = (Outcome.CANCELLED, Outcome.BUDGET)
+
+
+@dataclass(frozen=True)
+class RunTrial:
+    """Work: an agent on one record. `report` is the metric that it reports as its own reward, or None.
+
+    `io` is the agent's output file under /out's tree when it writes one file instead of the contract's result.json.
+    """
+
+    process: Process
+    report: str | None = None
+
+    def conclude(self, completed: Completed, store: Store) -> Attempt:
+        outcome = outcome_of(completed)
+        byproducts = byproducts_of(completed)
+        out = completed.outputs.get(OUT)
+        document, problem = read_document(store, out, "result.json") if out is not None else (None, "")
+        values: dict[str, Json] = {}
+        if problem and outcome is Outcome.OK:
+            outcome, byproducts = Outcome.FAILED, dataclasses.replace(byproducts, reason=problem)
+        if isinstance(document, dict):
+            outcome, byproducts = _agent_says(document, outcome, byproducts)
+            if self.report is not None:
+                metrics = numbers(document.get("metrics")) or {}
+                values = {"reward": metrics[self.report]} if self.report in metrics else {}
+        if outcome is not Outcome.OK:
+            byproducts = failure_reason(completed, store, byproducts)
+        if out is not None:
+            byproducts = dataclasses.replace(byproducts, trajectory=file_digest(store, out, "trajectory.jsonl"))
+        result = Result(
+            outcome,
+            completed.limit,
+            {"work": Ref("tree", completed.outputs[WORK])},
+            values,
+            reproducible(completed),
+        )
+        return Attempt(result, byproducts)
+
+
+@dataclass(frozen=True)
+class RunGrade:
+    """Work: a grader on what a trial left. Its values are the rewards, by name."""
+
+    process: Process
+
+    def conclude(self, completed: Completed, store: Store) -> Attempt:
+        byproducts = byproducts_of(completed)
+        if completed.limit is not None:
+            byproducts = failure_reason(completed, store, byproducts)
+            limited = Result(Outcome.LIMIT, completed.limit, values={"reward": 0}, reproducible=reproducible(completed))
+            return Attempt(limited, byproducts)
+        rewards, problem = _rewards(store, completed)
+        if problem:
+            byproducts = dataclasses.replace(byproducts, reason=problem)
+        elif completed.exit_code != 0:
+            byproducts = failure_reason(completed, store, byproducts)
+        return Attempt(Result(Outcome.OK, values=rewards), byproducts)
+
+
+class RolloutRule:
+    """Trials first, each followed by its grade; the value is one row a trial, in order of id and sample."""
+
+    def __init__(self, task: MapTask, context: RuleContext) -> None:
+        if task.model is not None:
+            raise InfraError(
+                f"{task.label} has a model, and this version has no model gateway yet; remove `model`", retryable=False
+            )
+        self._task, self._context, self._store = task, context, context.store
+        self._dataset = context.value(task.over, DatasetValue)
+        self._agent = context.value(task.agent, OperatorValue)
+        self._sandbox = context.value(task.sandbox, SandboxValue)
+        self._templates = {name: parse_template(text) for name, text in task.env.items()}
+        self._timeout = min(task.timeout or self._sandbox.box.limits.wall, self._sandbox.box.limits.wall)
+        self._report = task.grade.result if task.grade is not None else None
+        self._base = self._trial_base()
+        self._grade_base = self._grader_base()
+        self._rows: dict[tuple[str, int], bytes] = {}
+        self._waiting: dict[str, tuple[Record, int, Result]] = {}
+        self._trials: dict[str, tuple[Record, int]] = {}
+        self._scored = 0
+        self._reproducible = self._dataset.reproducible
+        self._partial = False
+
+    def start(self) -> Iterator[Action]:
+        for record in self._selected():
+            for sample in self._samples(record):
+                item = _item(record.id, sample)
+                self._trials[item] = (record, sample)
+                yield self._trial(record, sample, item)
+
+    def settled(self, settled: Settled) -> Iterator[Action]:
+        item = settled.action.item
+        if settled.action.kind is ActionKind.TRIAL:
+            record, sample = self._trials.pop(item)
+            if settled.result is None:
+                self._row(record, sample, settled.outcome, None, None)
+            elif self._task.grade is None or self._report is not None:
+                rewards = settled.result.values or None
+                self._row(record, sample, settled.outcome, settled.result, rewards)
+            else:
+                self._waiting[item] = (record, sample, settled.result)
+                yield self._grade(record, item, settled.result)
+            return
+        record, sample, trial = self._waiting.pop(item)
+        if settled.result is None:
+            self._row(record, sample, trial.outcome, trial, None)
+        else:
+            self._reproducible = self._reproducible and settled.result.reproducible
+            self._row(record, sample, trial.outcome, trial, settled.result.values)
+
+    def value(self) -> TrialsValue:
+        rows = b"".join(self._rows[key] for key in sorted(self._rows))
+        trials = self._store.put_bytes(rows)
+        outputs = {"trials.jsonl": Ref("blob", trials)}
+        count = len(self._rows)
+        return TrialsValue(trials, count, self._scored, outputs, self._reproducible, self._partial)
+
+    def _selected(self) -> Iterator[Record]:
+        chosen = self._context.selection
+        wanted = chosen.items.get(self._task.label)
+        ids = None if wanted is None else {item.partition("#")[0] for item in wanted}
+        taken = 0
+        for record in read_index(self._dataset.index, self._store):
+            skip = (
+                (ids is not None and encode_text(record.id) not in ids)
+                or (chosen.globs and not any(fnmatch.fnmatchcase(record.id, glob) for glob in chosen.globs))
+                or (chosen.limit is not None and taken >= chosen.limit)
+            )
+            if skip:
+                self._partial = True
+                continue
+            taken += 1
+            yield record
+
+    def _samples(self, record: Record) -> Iterator[int]:
+        wanted = self._context.selection.items.get(self._task.label)
+        for sample in range(self._task.samples):
+            encoded = encode_text(record.id)
+            if wanted is None or encoded in wanted or f"{encoded}#{sample}" in wanted:
+                yield sample
+            else:
+                self._partial = True
+
+    def _trial(self, record: Record, sample: int, item: str) -> Action:
+        task, agent = self._task, self._agent
+        view = self._view(record)
+        seed = trial_seed(view, sample, task.seed)
+        trial = trial_id(view, agent.digest, task.params, sample, task.epoch)
+        below = [tree for tree in (self._sandbox.setup, record.starter) if tree is not None]
+        mounts = [
+            Mount(TASK, view["task"]),
+            Mount(WORK, self._store.merge_trees(below) if len(below) > 1 else below[0], writable=True),
+            Mount(OUT, self._store.put_tree({}), writable=True),
+        ]
+        if "solution" in view:
+            mounts.append(Mount(SOLUTION, view["solution"]))
+        env = {
+            **contract_env(record.id, task.params),
+            "MRP_SAMPLE": str(sample),
+            "MRP_SEED": str(seed),
+            "MRP_TRIAL": trial,
+            **self._rendered(record, sample, seed, trial),
+        }
+        process = operator_process(
+            agent,
+            self._sandbox.box,
+            self._context.sdk() if agent.task.entry is not None else None,
+            mounts=tuple(mounts),
+            outputs=(WORK, OUT),
+            env=env,
+            timeout=self._timeout,
+        )
+        return make_action(
+            ActionKind.TRIAL,
+            task.label,
+            item,
+            {"base": self._base, **view, "sample": sample},
+            RunTrial(process, self._report),
+            retries=task.retries,
+            usd=task.cost.usd,
+            tokens=task.cost.tokens,
+        )
+
+    def _grade(self, record: Record, item: str, trial: Result) -> Action:
+        grade = self._task.grade
+        assert grade is not None
+        sandbox = self._grade_sandbox()
+        work = trial.outputs["work"].digest
+        mounts = (
+            Mount(TASK, record.grader),
+            Mount(WORK, work, writable=True),
+            Mount(OUT, self._store.put_tree({}), writable=True),
+        )
+        env = contract_env(record.id)
+        timeout = min(grade.timeout or sandbox.box.limits.wall, sandbox.box.limits.wall)
+        if grade.operator is not None:
+            operator = self._context.value(grade.operator, OperatorValue)
+            sdk = self._context.sdk() if operator.task.entry is not None else None
+            process = dataclasses.replace(
+                operator_process(operator, sandbox.box, sdk, mounts=mounts, outputs=(OUT,), env=env, timeout=timeout),
+                role="grader",
+            )
+        else:
+            assert grade.command is not None
+            process = Process(
+                box=sandbox.box,
+                argv=grade.command,
+                role="grader",
+                mounts=mounts,
+                outputs=(OUT,),
+                env=env,
+                timeout=timeout,
+            )
+        preimage = {"base": self._grade_base, "task": record.grader, "work": work}
+        return make_action(
+            ActionKind.GRADE, self._task.label, item, preimage, RunGrade(process), retries=self._task.retries
+        )
+
+    def _trial_base(self) -> Digest:
+        """All that is the same for each trial of this rollout, stored once."""
+        task = self._task
+        return put_description(
+            self._store,
+            {
+                "agent": self._agent.digest,
+                "box": self._sandbox.description,
+                "setup": self._sandbox.setup,
+                "params": task.params,
+                "env": dict(task.env),
+                "seed": task.seed,
+                "epoch": task.epoch,
+                "timeout": self._timeout,
+                "limits": {"calls": task.calls, "tokens": task.tokens, "usd": task.usd},
+                "report": self._report,
+                "language": LANGUAGE_VERSION,
+            },
+        )
+
+    def _grader_base(self) -> Digest | None:
+        grade = self._task.grade
+        if grade is None or grade.result is not None:
+            return None
+        sandbox = self._grade_sandbox()
+        grader: Json
+        if grade.operator is not None:
+            grader = {"operator": self._context.value(grade.operator, OperatorValue).digest}
+        else:
+            grader = {"command": list(grade.command or ())}
+        timeout = min(grade.timeout or sandbox.box.limits.wall, sandbox.box.limits.wall)
+        return put_description(self._store, {**grader, "box": sandbox.description, "timeout": timeout})
+
+    def _grade_sandbox(self) -> SandboxValue:
+        assert self._task.grade is not None
+        return self._context.value(self._task.grade.sandbox or self._task.sandbox, SandboxValue)
+
+    def _view(self, record: Record) -> dict[str, Digest]:
+        """The agent's view of a record, as the trees that it finds."""
+        if self._agent.task.sees == "solution":
+            return {"task": record.solver, "starter": record.starter, "solution": record.solution}
+        return {"task": record.task, "starter": record.starter}
+
+    def _rendered(self, record: Record, sample: int, seed: int, trial: str) -> dict[str, str]:
+        if not self._templates:
+            return {}
+        scope: dict[str, Json] = {
+            "params": self._task.params,
+            "matrix": self._task.matrix,
+            "seed": seed,
+            "sample": sample,
+            "trial": trial,
+        }
+        if any(_reads_record(template) for template in self._templates.values()):
+            scope["record"] = {"id": record.id, **record.public}
+        return {name: template.render(scope) for name, template in self._templates.items()}
+
+    def _row(
+        self, record: Record, sample: int, outcome: Outcome, trial: Result | None, rewards: Mapping[str, Json] | None
+    ) -> None:
+        if outcome in _NOT_RUN:
+            self._partial = True
+            return
+        self._scored += trial is not None
+        if trial is not None:
+            self._reproducible = self._reproducible and trial.reproducible
+        row = {
+            "id": record.id,
+            "sample": sample,
+            "target": self._task.label.partition("@")[0],
+            "agent": self._task.agent,
+            "model": self._task.model,
+            "matrix": dict(self._task.matrix),
+            "params": dict(self._task.params),
+            "outcome": outcome.value,
+            "limit": trial.limit if trial is not None else None,
+            "rewards": dict(rewards) if rewards else None,
+            "tree": trial.outputs["work"].digest if trial is not None else None,
+        }
+        self._rows[record.id, sample] = canonical_bytes(row) + b"\n"
+
+
+def trial_seed(view: Mapping[str, Digest], sample: int, seed: int) -> int:
+    """63 bits from the language version, the agent's view of the record, the sample and the rollout's seed."""
+    text = canonical_bytes({"language": LANGUAGE_VERSION, "view": dict(view), "sample": sample, "seed": seed})
+    return int.from_bytes(blake3(text).digest()[:8], "big") >> 1
+
+
+def trial_id(view: Mapping[str, Digest], agent: Digest, params: Mapping[str, Json], sample: int, epoch: int) -> str:
+    """A stable id of 16 hex digits: the hash of agent's view, agent, params, sample and epoch."""
+    parts = {"view": dict(view), "agent": agent, "params": dict(params), "sample": sample, "epoch": epoch}
+    return canonical_digest(parts)[:16]
+
+
+def _item(record_id: str, sample: int) -> str:
+    encoded = encode_text(record_id)
+    return encoded if sample == 0 else f"{encoded}#{sample}"
+
+
+def _reads_record(template: Template) -> bool:
+    return any(name.split(".")[0] == "record" for name in template.names())
+
+
+def _agent_says(document: dict[str, Json], outcome: Outcome, byproducts: Byproducts) -> tuple[Outcome, Byproducts]:
+    """An agent may call itself failed; it cannot call a crash or a limit ok."""
+    status, reason, metrics = document.get("status"), document.get("reason"), document.get("metrics")
+    if outcome is Outcome.OK and status not in (None, "ok"):
+        outcome = Outcome.FAILED
+    if isinstance(reason, str):
+        byproducts = dataclasses.replace(byproducts, reason=reason[:1000])
+    if isinstance(metrics, dict):
+        byproducts = dataclasses.replace(byproducts, metrics=metrics)
+    return outcome, byproducts
+
+
+def _rewards(store: Store, completed: Completed) -> tuple[dict[str, Json], str]:
+    """Rewards from reward.json or reward.txt, else 1 for exit 0 and 0 for anything else; and what was wrong."""
+    out = completed.outputs.get(OUT)
+    if out is not None:
+        document, problem = read_document(store, out, "reward.json")
+        if document is not None or problem:
+            rewards = numbers(document)
+            if rewards is None:
+                return {"reward": 0}, problem or "reward.json is not an object of numbers"
+            return rewards, ""
+        text = file_digest(store, out, "reward.txt")
+        if text is not None:
+            return _reward_text(store.get_bytes(text))
+    return {"reward": 1 if completed.exit_code == 0 else 0}, ""
+
+
+def _reward_text(data: bytes) -> tuple[dict[str, Json], str]:
+    try:
+        reward = Decimal(data.decode().strip())
+    except (ArithmeticError, UnicodeDecodeError):
+        return {"reward": 0}, f"reward.txt is not a number: {data[:40]!r}"
+    if not reward.is_finite():
+        return {"reward": 0}, f"reward.txt is not a finite number: {data[:40]!r}"
+    return {"reward": reward}, ""

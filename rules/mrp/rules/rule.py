@@ -1,0 +1,232 @@
+"""The contract of rules: how one task becomes actions, and actions a value for the tasks that need it.
+
+A rule is a small state machine without clock, thread or process. The runtime calls `start` once all dependencies have
+values, `settled` for each action that came to an end, and `value` when none is left.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias, TypeVar
+
+from mrp.cache.canonical import Json
+from mrp.cache.digest import Digest
+from mrp.cache.store import Entry, Store
+from mrp.rules.action import Action
+from mrp.specs.errors import BuildFailed
+from mrp.specs.ir import Files, OperatorTask, SandboxTask
+from mrp.specs.results import Outcome, Ref, Result
+from mrp.specs.work import Box
+
+
+@dataclass(frozen=True)
+class FilesValue:
+    """A command's or fetch's outputs: a tree with each file at its workspace path."""
+
+    tree: Digest
+    outputs: Mapping[str, Ref]
+    reproducible: bool = True
+
+
+@dataclass(frozen=True)
+class DatasetValue:
+    """Records, by the digest of their index (see mrp.rules.records)."""
+
+    index: Digest
+    count: int
+    outputs: Mapping[str, Ref]
+    reproducible: bool = True
+
+
+@dataclass(frozen=True)
+class ImageValue:
+    """An image, by the digest of its description."""
+
+    image: Digest
+    outputs: Mapping[str, Ref] = field(default_factory=dict)
+    reproducible: bool = True
+
+
+@dataclass(frozen=True)
+class SandboxValue:
+    """A box, its description in the store, and the tree that its set-up left in the working folder, if it has one."""
+
+    task: SandboxTask
+    box: Box
+    description: Digest
+    setup: Digest | None = None
+    outputs: Mapping[str, Ref] = field(default_factory=dict)
+    reproducible: bool = True
+
+
+@dataclass(frozen=True)
+class OperatorValue:
+    """User code, pinned: `digest` covers version, entry and files; `tree` is what stands at /opt/mrp/operator."""
+
+    task: OperatorTask
+    digest: Digest
+    tree: Digest
+    outputs: Mapping[str, Ref] = field(default_factory=dict)
+    reproducible: bool = True
+
+
+@dataclass(frozen=True)
+class TrialsValue:
+    """A rollout's trials: `trials` is a JSON-lines blob in canonical order; `scored` of `count` came to an outcome."""
+
+    trials: Digest
+    count: int
+    scored: int
+    outputs: Mapping[str, Ref]
+    reproducible: bool = True
+    partial: bool = False
+
+
+@dataclass(frozen=True)
+class DocumentValue:
+    """A reduction's or evaluation's result.json."""
+
+    document: Json
+    outputs: Mapping[str, Ref]
+    reproducible: bool = True
+    partial: bool = False
+
+
+@dataclass(frozen=True)
+class ProducedValue:
+    """What a produce did: written, unchanged or held (its gate was false)."""
+
+    status: str
+    outputs: Mapping[str, Ref]
+    reproducible: bool = True
+
+
+@dataclass(frozen=True)
+class GroupValue:
+    """A job: nothing of its own."""
+
+    outputs: Mapping[str, Ref] = field(default_factory=dict)
+    reproducible: bool = True
+
+
+Value: TypeAlias = (
+    FilesValue
+    | DatasetValue
+    | ImageValue
+    | SandboxValue
+    | OperatorValue
+    | TrialsValue
+    | DocumentValue
+    | ProducedValue
+    | GroupValue
+)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """How an action ended: with a result, or without one (`result` None) and the outcome that says why."""
+
+    action: Action
+    outcome: Outcome
+    result: Result | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which items of rollouts to build: encoded ids or `id#sample` texts by label, globs over ids, a first-N limit."""
+
+    items: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    globs: tuple[str, ...] = ()
+    limit: int | None = None
+
+
+_V = TypeVar("_V")
+
+
+@dataclass(frozen=True)
+class RuleContext:
+    """What rules may read: values of dependencies, the store, facts of the host as descriptions.
+
+    `host` describes the machine's own /usr, or only a toolchain of it. `import_sources` makes the store
+    hold workspace files that the plan names, after checking that they are still the ones that were compiled. `sdk` is the tree of mrp.sdk.
+    """
+
+    store: Store
+    values: Mapping[str, Value]
+    host: Callable[[tuple[str, ...]], Json]
+    import_sources: Callable[[Files], None]
+    sdk: Callable[[], Digest]
+    selection: Selection = Selection()
+
+    def value(self, label: str, kind: type[_V]) -> _V:
+        """The value of a dependency, which the plan guarantees to be of that kind."""
+        value = self.values[label]
+        if not isinstance(value, kind):
+            raise BuildFailed(f"{label} does not give what is needed here ({kind.__name__})")
+        return value
+
+    def files_tree(self, files: Files, strip: str = "") -> Digest:
+        """One tree of sources and outputs at their workspace paths, with folder `strip` cut off where it leads."""
+        self.import_sources(files)
+        entries = {
+            _without(source.path, strip): Entry("x" if source.executable else "f", source.digest, None)
+            for source in files.sources
+        }
+        for label in files.outputs:
+            for path, entry in self.store.read_tree(self.value(label, FilesValue).tree).items():
+                entries[_without(path, strip)] = entry
+        return self.store.put_tree(entries)
+
+
+class Rule(Protocol):
+    """See the module's docstring. `value` raises BuildFailed when the target failed."""
+
+    def start(self) -> Iterable[Action]: ...
+
+    def settled(self, settled: Settled) -> Iterator[Action]: ...
+
+    def value(self) -> Value: ...
+
+
+class OneAction:
+    """Base of rules that have a single action; it must come to `ok`."""
+
+    def __init__(self, action: Action) -> None:
+        self._action = action
+        self._settled: Settled | None = None
+
+    def start(self) -> Iterable[Action]:
+        return (self._action,)
+
+    def settled(self, settled: Settled) -> Iterator[Action]:
+        self._settled = settled
+        return iter(())
+
+    def result(self) -> Result:
+        """The action's result; raises BuildFailed unless its outcome is ok."""
+        settled = self._settled
+        assert settled is not None, "value() before the action settled"
+        if settled.result is None or settled.outcome is not Outcome.OK:
+            detail = f": {settled.reason}" if settled.reason else ""
+            raise BuildFailed(f"{self._action.label} {settled.outcome.value}{detail}")
+        return settled.result
+
+
+class NoAction:
+    """A rule whose value is known as soon as its dependencies are."""
+
+    def __init__(self, value: Value) -> None:
+        self._value = value
+
+    def start(self) -> Iterable[Action]:
+        return ()
+
+    def settled(self, settled: Settled) -> Iterator[Action]:
+        raise AssertionError(f"no action to settle, got {settled.action.identity}")
+
+    def value(self) -> Value:
+        return self._value
+
+
+def _without(path: str, folder: str) -> str:
+    return path.removeprefix(f"{folder}/") if folder else path

@@ -1,0 +1,63 @@
+"""mrp-out: links into the read-only store for what was asked for."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from mrp.cache.store import Store
+from mrp.specs.labels import parse_label
+from mrp.specs.results import Ref
+
+FOLDER = "mrp-out"
+
+
+def output_folder(workspace: Path, label: str) -> Path:
+    """`mrp-out/<package>/<name>`, with a matrix cell as part of the name."""
+    parsed = parse_label(label)
+    name = str(parsed).rpartition(":")[2]
+    return workspace / FOLDER / parsed.package / name
+
+
+def publish(workspace: Path, label: str, outputs: Mapping[str, Ref], store: Store) -> Path:
+    """Make the label's folder hold links to exactly `outputs`; what is right already is left as it is."""
+    folder = output_folder(workspace, label)
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted: dict[str, str] = {}
+    for name, ref in outputs.items():
+        if ref.kind == "blob":
+            wanted[name] = str(store.blob_path(ref.digest))
+            continue
+        for path, entry in store.read_tree(ref.digest).items():
+            if entry.digest is not None and entry.kind in "fx":
+                wanted[f"{name}/{path}"] = str(store.blob_path(entry.digest))
+            elif entry.target is not None:
+                wanted[f"{name}/{path}"] = entry.target
+    for name, target in wanted.items():
+        _link(folder / name, target)
+    _remove_others(folder, wanted)
+    return folder
+
+
+def _link(path: Path, target: str) -> None:
+    try:
+        if path.readlink() == Path(target):
+            return
+    except OSError:
+        if path.is_dir():
+            shutil.rmtree(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(path)
+
+
+def _remove_others(folder: Path, wanted: Mapping[str, str]) -> None:
+    for current, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            path = Path(current, name)
+            if str(path.relative_to(folder)) not in wanted:
+                path.unlink(missing_ok=True)
+        if Path(current) != folder and not os.listdir(current):
+            Path(current).rmdir()

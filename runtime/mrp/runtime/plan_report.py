@@ -1,0 +1,184 @@
+"""What a build would do, found by deciding on every action without executing one.
+
+A hit settles its rule as in a build; a miss leaves its target without a value, so that what depends on it is unknown
+until that target is built (its inputs may come out the same, and then it is a hit).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import chain, islice
+
+from mrp.cache.canonical import Json
+from mrp.cache.store import Store
+from mrp.rules.action import Action, ActionKind
+from mrp.rules.registry import make_rule
+from mrp.rules.rule import DatasetValue, Rule, RuleContext, Settled, Value
+from mrp.runtime.decide import Demand, Hit, Run, decide
+from mrp.specs.errors import BuildFailed, InfraError
+from mrp.specs.ir import MapTask, Plan, Task, dependencies
+from mrp.specs.results import result_from_json
+
+_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Decided:
+    """One action whose key is known. `reason` is "" for a hit, else why it must run."""
+
+    action: Action
+    hit: bool
+    reason: str = ""
+
+
+@dataclass
+class TargetPlan:
+    """What is known of one target. `until` names the targets that must be built before the rest is known.
+
+    `unknown` counts the trials whose keys are unknown, None when not even their number is known. `refused` is why
+    the target cannot be built at all.
+    """
+
+    label: str
+    decided: list[Decided] = field(default_factory=list)
+    until: tuple[str, ...] = ()
+    unknown: int | None = 0
+    unknown_usd: Decimal | None = Decimal(0)
+    refused: str = ""
+
+    @property
+    def hits(self) -> int:
+        return sum(decided.hit for decided in self.decided)
+
+    @property
+    def misses(self) -> list[Decided]:
+        return [decided for decided in self.decided if not decided.hit]
+
+    def to_json(self) -> Json:
+        return {
+            "label": self.label,
+            "hit": self.hits,
+            "miss": [
+                {"item": d.action.item, "kind": d.action.kind.value, "key": d.action.key, "reason": d.reason}
+                for d in self.misses
+            ],
+            "unknown_until": list(self.until),
+            "unknown_trials": self.unknown,
+            "refused": self.refused or None,
+        }
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """All targets in dependency order. `usd` is (least, most); most is None where it cannot be known yet."""
+
+    targets: tuple[TargetPlan, ...]
+    usd: tuple[Decimal, Decimal | None]
+
+    def find(self, label: str, item: str, kind: str) -> Decided | None:
+        """The decision on one action, None when its key is not known yet."""
+        for target in self.targets:
+            if target.label == label:
+                for decided in target.decided:
+                    if decided.action.item == item and decided.action.kind.value == kind:
+                        return decided
+        return None
+
+    def to_json(self) -> Json:
+        shown = [target.to_json() for target in self.targets if target.decided or target.until or target.refused]
+        return {
+            "targets": shown,
+            "hit": sum(target.hits for target in self.targets),
+            "miss": sum(len(target.misses) for target in self.targets),
+            "unknown": sum(bool(target.until) for target in self.targets),
+            "cost": {"usd_min": str(self.usd[0]), "usd_max": None if self.usd[1] is None else str(self.usd[1])},
+        }
+
+
+def report_plan(
+    plan: Plan,
+    context: Callable[[Mapping[str, Value]], RuleContext],
+    store: Store,
+    demand: Callable[[str], Demand],
+) -> PlanReport:
+    """Decide on all that can be decided. `context` is asked once, with the mapping that values are put into."""
+    values: dict[str, Value] = {}
+    rule_context = context(values)
+    without: set[str] = set()
+    targets = []
+    for task in plan.tasks:
+        target = TargetPlan(task.label)
+        targets.append(target)
+        blocked = [label for label in dependencies(task) if label in without]
+        if blocked:
+            without.add(task.label)
+            _leave_unknown(target, task, blocked, values)
+            continue
+        try:
+            rule = make_rule(task, rule_context)
+            _decide_all(target, rule, store, demand(task.label))
+            if not target.misses:
+                values[task.label] = rule.value()
+        except (BuildFailed, InfraError) as error:
+            target.refused = str(error)
+        if task.label not in values:
+            without.add(task.label)
+            _expect_grades(target, task)
+    return PlanReport(tuple(targets), _usd(targets))
+
+
+def _decide_all(target: TargetPlan, rule: Rule, store: Store, demand: Demand) -> None:
+    waiting: Iterator[Action] = iter(rule.start())
+    while batch := list(islice(waiting, _BATCH)):
+        entries = store.lookup([action.key for action in batch if not _asks_its_sink(action)])
+        refs = {
+            key: [*(("blob", digest) for digest in entry.blobs), *(("tree", digest) for digest in entry.trees)]
+            for key, entry in entries.items()
+        }
+        missing = store.missing_deep([ref for needed in refs.values() for ref in needed])
+        following: list[Action] = []
+        for action in batch:
+            whole = not missing or not store.missing_deep(refs.get(action.key, ()))
+            decision = decide(entries.get(action.key), whole=whole, demand=demand)
+            if isinstance(decision, Run):
+                reason = "its sink is compared" if _asks_its_sink(action) else decision.reason
+                target.decided.append(Decided(action, False, reason))
+                continue
+            assert isinstance(decision, Hit)
+            target.decided.append(Decided(action, True))
+            result = result_from_json(decision.entry.result)
+            following.extend(rule.settled(Settled(action, result.outcome, result)))
+        waiting = chain(following, waiting)
+
+
+def _asks_its_sink(action: Action) -> bool:
+    return action.kind is ActionKind.PRODUCE and not action.item
+
+
+def _leave_unknown(target: TargetPlan, task: Task, blocked: list[str], values: Mapping[str, Value]) -> None:
+    target.until = tuple(blocked)
+    if isinstance(task, MapTask):
+        dataset = values.get(task.over)
+        if isinstance(dataset, DatasetValue):
+            target.unknown = dataset.count * task.samples
+            target.unknown_usd = target.unknown * task.cost.usd
+        else:
+            target.unknown = target.unknown_usd = None
+
+
+def _expect_grades(target: TargetPlan, task: Task) -> None:
+    """A trial that must run leaves its grade unknown; the target itself is what must be built first."""
+    trials = any(decided.action.kind is ActionKind.TRIAL for decided in target.misses)
+    if isinstance(task, MapTask) and task.grade is not None and task.grade.result is None and trials:
+        target.until = (f"{task.label} (grades of the trials that must run)",)
+
+
+def _usd(targets: list[TargetPlan]) -> tuple[Decimal, Decimal | None]:
+    least = sum((decided.action.usd for target in targets for decided in target.misses), Decimal(0))
+    most: Decimal | None = least
+    for target in targets:
+        if target.unknown_usd is None:
+            most = None
+        elif most is not None:
+            most += target.unknown_usd
+    return least, most

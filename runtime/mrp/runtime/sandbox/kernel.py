@@ -1,0 +1,186 @@
+"""The Linux system calls that a sandbox is made of, which Python's standard library does not offer.
+
+Each function raises OSError with the name of the call and what it was about. Nothing outside the standard library is
+imported, since this runs in the image's own Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import platform
+import signal
+import socket
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_BIND, MS_MOVE, MS_REC = 0x1000, 0x2000, 0x4000
+MS_PRIVATE, MS_SLAVE, MS_SHARED = 1 << 18, 1 << 19, 1 << 20
+MNT_DETACH = 2
+
+ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 1, 2, 4, 8
+
+CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET, CLONE_PIDFD = 0x10000000, 0x20000000, 0x40000000, 0x00001000
+
+_NUMBERS = {
+    "x86_64": {"clone": 56, "pivot_root": 155, "capset": 126, "unshare": 272},
+    "aarch64": {"clone": 220, "pivot_root": 41, "capset": 91, "unshare": 97},
+}
+_MOUNT_SETATTR, _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 442, 444, 445, 446
+_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
+_SECCOMP_MODE_FILTER = 2
+_CAPABILITY_VERSION_3 = 0x20080522
+_LANDLOCK_EXECUTE = 1
+_SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
+
+# PyDLL keeps the interpreter's lock during a call: after `clone` the child goes on as the thread that holds it.
+_libc = ctypes.PyDLL(None, use_errno=True)
+
+
+def clone(flags: int) -> tuple[int, int]:
+    """Fork into new namespaces: (0, -1) in the child, (pid, pidfd) in the parent, which must have a single thread."""
+    pidfd = ctypes.c_int(-1)
+    flags |= CLONE_PIDFD | signal.SIGCHLD
+    pid = _syscall("clone", _number("clone"), flags, None, ctypes.byref(pidfd), None, None)
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+        return 0, -1
+    return pid, pidfd.value
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces that `flags` names for new ones."""
+    _syscall("unshare", _number("unshare"), flags)
+
+
+def mount(source: str | None, target: str, kind: str | None, flags: int, options: str = "") -> None:
+    result = _libc.mount(_bytes(source), _bytes(target), _bytes(kind), ctypes.c_ulong(flags), options.encode() or None)
+    _check(result, f"mount {source or kind or ''} on {target}")
+
+
+def unmount(target: str) -> None:
+    """Detach what is mounted at `target`; who still uses it keeps it until then."""
+    _check(_libc.umount2(_bytes(target), MNT_DETACH), f"umount {target}")
+
+
+def restrict_mount(target: str, attributes: int, *, below: bool = True) -> None:
+    """Add restrictions (ATTR_*) to the mount at `target`, and with `below` to all mounts below it."""
+    values = struct.pack("=QQQQ", attributes, 0, 0, 0)
+    _syscall(
+        f"mount_setattr {target}",
+        _MOUNT_SETATTR,
+        _AT_FDCWD,
+        ctypes.c_char_p(_bytes(target)),
+        _AT_RECURSIVE if below else 0,
+        ctypes.c_char_p(values),
+        ctypes.c_size_t(len(values)),
+    )
+
+
+def change_root(folder: str) -> None:
+    """Make the mount at `folder` the root, and let go of the old one."""
+    os.chdir(folder)
+    _syscall("pivot_root", _number("pivot_root"), ctypes.c_char_p(b"."), ctypes.c_char_p(b"."))
+    unmount(".")
+    os.chdir("/")
+
+
+def set_hostname(name: str) -> None:
+    data = name.encode()
+    _check(_libc.sethostname(data, ctypes.c_size_t(len(data))), "sethostname")
+
+
+def start_loopback() -> None:
+    """Bring up `lo` of this network namespace, so that a sandbox can talk to itself."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP_RUNNING))
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that made it ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def hide_memory() -> None:
+    """Keep processes with the same user from reading or tracing this one."""
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def drop_capabilities() -> None:
+    """Give up all capabilities for good, and the gain of any by executing a file."""
+    for capability in range(64):
+        try:
+            _prctl(_PR_CAPBSET_DROP, capability)
+        except OSError:
+            break
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    _syscall("capset", _number("capset"), ctypes.c_char_p(header), ctypes.c_char_p(bytes(24)))
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def load_filter(program: bytes) -> None:
+    """Install a seccomp filter, given as its BPF instructions of 8 bytes; needs no_new_privs."""
+    instructions = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions))
+    _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.c_char_p(header))
+
+
+def allow_execution_of(paths: Iterable[str]) -> None:
+    """Landlock: from now on only the files `paths` can be executed; needs no_new_privs."""
+    attributes = struct.pack("=Q", _LANDLOCK_EXECUTE)
+    ruleset = _syscall(
+        "landlock_create_ruleset", _LANDLOCK_CREATE, ctypes.c_char_p(attributes), ctypes.c_size_t(len(attributes)), 0
+    )
+    try:
+        for path in paths:
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            try:
+                rule = struct.pack("=Qi", _LANDLOCK_EXECUTE, descriptor)
+                _syscall(f"landlock_add_rule {path}", _LANDLOCK_ADD, ruleset, 1, ctypes.c_char_p(rule), 0)
+            finally:
+                os.close(descriptor)
+        _syscall("landlock_restrict_self", _LANDLOCK_RESTRICT, ruleset, 0)
+    finally:
+        os.close(ruleset)
+
+
+def execute(argv: Sequence[str], env: Mapping[str, str]) -> int:
+    """Become the program argv[0], found on the PATH of `env` as execvp does; returns an errno when that fails."""
+    os.environ.clear()
+    os.environ.update(env)
+    words = (ctypes.c_char_p * (len(argv) + 1))(*[os.fsencode(word) for word in argv], None)
+    _libc.execvp(words[0], words)
+    return ctypes.get_errno()
+
+
+def _prctl(option: int, *values: object) -> None:
+    given = [ctypes.c_ulong(value) if isinstance(value, int) else value for value in values]
+    missing = [ctypes.c_ulong(0)] * (4 - len(given))
+    _check(_libc.prctl(option, *given, *missing), f"prctl {option}")
+
+
+def _syscall(what: str, number: int, *values: object) -> int:
+    given = [ctypes.c_long(value) if isinstance(value, int) else value for value in values]
+    return _check(_libc.syscall(ctypes.c_long(number), *given), what)
+
+
+def _number(name: str) -> int:
+    machine = platform.machine()
+    if machine not in _NUMBERS:
+        raise OSError(f"{name}: the number of this system call on {machine} is not known here")
+    return _NUMBERS[machine][name]
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{what}: {os.strerror(error)}")
+    return int(result)
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else os.fsencode(text)
