@@ -53,8 +53,8 @@ class Actions:
         self._index = index
         self._stale_use: set[bytes] = set()
 
-    def lookup(self, keys: Sequence[ActionKey]) -> dict[ActionKey, ActionEntry]:
-        """The entries that are there, without their preimages (b"": see `preimage`)."""
+    def lookup(self, keys: Sequence[ActionKey], *, mark: bool = True) -> dict[ActionKey, ActionEntry]:
+        """The entries that are there, without their preimages (b"": see `preimage`); `mark` counts that as a use."""
         found: dict[ActionKey, ActionEntry] = {}
         damaged: list[tuple[bytes]] = []
         oldest_use = int(time.time()) - USED_SECONDS
@@ -66,7 +66,7 @@ class Actions:
                 damaged.append((name,))
                 continue
             found[entry.key] = entry
-            if type(used) is not int or used < oldest_use:
+            if mark and (type(used) is not int or used < oldest_use):
                 self._stale_use.add(name)
         if damaged:
             self._index.transact(lambda connection: _delete(connection, damaged))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mrp.cache.blobs import Blobs
 from mrp.cache.digest import Digest
-from mrp.cache.errors import CacheError, MissingBlob
+from mrp.cache.errors import CacheError
 from mrp.cache.trees import GetBytes, Node, decode_node
 
 CHECKOUT_TIME = 946684800
@@ -72,11 +72,7 @@ class Checkout:
                 assert digest is not None
                 file = os.open(name, _FILE_FLAGS, 0o600, dir_fd=descriptor)
                 try:
-                    data = small.get(digest)
-                    if data is None:
-                        self._blobs.copy_out(digest, file)
-                    elif os.write(file, data) != len(data):
-                        raise MissingBlob(digest)
+                    self._blobs.copy_out(digest, file, small.get(digest))
                     os.fchmod(file, self._file_mode | 0o111 if kind == "x" else self._file_mode)
                     os.utime(file, ns=_TIMES)
                 finally:

@@ -98,6 +98,13 @@ class Index:
             result = self._retry_damaged(attempt)
         return result
 
+    def put_aside_if_damaged(self) -> bool:
+        """Check the structure of the whole file; whether it was damaged, and is now a new empty one."""
+        inode = self._inode
+        if self.read("PRAGMA integrity_check(1)") != [("ok",)]:
+            self._put_aside(inode)
+        return self._inode != inode
+
     def compact(self) -> None:
         """Give the pages of deleted rows back to the file system."""
 

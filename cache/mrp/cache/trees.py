@@ -7,7 +7,7 @@ we would write, or that names anything outside its folder, is refused when it is
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from mrp.cache.digest import Digest, parse_digest
@@ -212,11 +212,14 @@ def find(root: Digest, path: str, get: GetBytes) -> Entry | None:
 
 
 def closure(
-    trees: Iterable[Digest], get_many: Callable[[set[Digest]], dict[Digest, bytes]]
+    trees: Iterable[Digest],
+    get_many: Callable[[set[Digest]], dict[Digest, bytes]],
+    *,
+    skip: Container[Digest] = (),
 ) -> tuple[set[Digest], set[Digest], set[Digest]]:
     """Everything that trees need: (tree objects, blobs, tree objects that are missing or no trees).
 
-    Each object is read once, and the objects of one depth are read together.
+    Each object is read once, and the objects of one depth are read together. Sub-trees in `skip` are not looked into.
     """
     seen: set[Digest] = set()
     blobs: set[Digest] = set()
@@ -237,5 +240,5 @@ def closure(
             for entry in node.values():
                 if entry.digest is not None:
                     (deeper if entry.kind == "t" else blobs).add(entry.digest)
-        level = deeper - seen
+        level = {digest for digest in deeper - seen if digest not in skip}
     return seen, blobs, missing

@@ -154,9 +154,8 @@ def _tests(world: World, targets: Found) -> Found:
     waiting = list(targets)
     while waiting:
         vertex = world.graph[waiting.pop()]
-        if vertex.kind == "rollout":
-            found.add(vertex.label)
-        elif vertex.kind in ("reduction", "evaluation") and vertex.attributes.get("expect") is not None:
+        expects = vertex.kind in ("reduction", "evaluation") and vertex.attributes.get("expect") is not None
+        if expects or vertex.kind == "rollout":
             found.add(vertex.label)
         elif vertex.kind == "job":
             members = {label for role, label in vertex.deps if role == "of" and label in world.graph} - seen

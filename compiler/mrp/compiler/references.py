@@ -192,8 +192,8 @@ def _module(tree: WorkspaceTree, package: str, entry: str) -> str:
     return f"{name}.py"
 
 
-def module_path(package: str, entry: str) -> tuple[str, str]:
-    """The two places where the module of `entry` may be: a file, or a folder's __init__.py or files."""
+def module_files(package: str, entry: str) -> tuple[str, str]:
+    """The two places where the module of `entry` may be: a file, or a folder."""
     name = entry.partition(":")[0].replace(".", "/")
     return join(package, f"{name}.py"), join(package, name)
 

@@ -10,13 +10,13 @@ from mrp.cache.digest import Digest
 from mrp.cache.store import ActionEntry, Entry, Store
 from mrp.rules.action import Action, ActionKind, Attempt, make_action
 from mrp.rules.conclude import byproducts_of, failure_reason, file_digest, outcome_of, reproducible
-from mrp.rules.operator import contract_env, operator_process
+from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk
 from mrp.rules.records import Record, concat_records, dataset_meta, index_records, read_index, write_index
 from mrp.rules.rule import DatasetValue, OperatorValue, RuleContext, SandboxValue, Settled
 from mrp.specs.errors import BuildFailed
-from mrp.specs.ir import DatasetTask, Files, FetchSpec, GenerateSpec, task_json
+from mrp.specs.ir import DatasetTask, FetchSpec, Files, GenerateSpec, task_json
 from mrp.specs.results import Outcome, Ref, Result
-from mrp.specs.work import ENGINE, OUT, TASK, WORK, Completed, Mount, Process
+from mrp.specs.work import ENGINE, OUT, WORK, Completed, Mount, Process
 
 INDEX_VERSION = 1
 _IN_INDEX = ("format", "roots", "id", "schema", "where", "dedupe", "split", "take", "starter", "private", "solution")
@@ -131,7 +131,7 @@ class DatasetRule:
         task = self._task
         if task.of:
             parts = [list(read_index(self._context.value(label, DatasetValue).index, self._store)) for label in task.of]
-            return concat_records(task, parts, self._store)
+            return concat_records(task, parts)
         if task.generate is not None and task.generate.range is not None:
             lines = "".join(json.dumps({"id": str(n), "n": n}) + "\n" for n in range(task.generate.range))
             return index_records(task, {"range.jsonl": (self._store.put_bytes(lines.encode()), False)}, self._store)
@@ -158,17 +158,14 @@ class DatasetRule:
     def _generate(self, spec: GenerateSpec) -> Action:
         context = self._context
         sandbox = context.value(spec.sandbox, SandboxValue)
-        empty = context.store.put_tree({})
         preimage: dict[str, Json] = {"box": sandbox.description, "params": spec.params}
         if spec.operator is not None:
             operator = context.value(spec.operator, OperatorValue)
-            sdk = context.sdk() if operator.task.entry is not None else None
-            mounts = (Mount(TASK, empty), Mount(WORK, empty, writable=True), Mount(OUT, empty, writable=True))
             process = operator_process(
                 operator,
                 sandbox.box,
-                sdk,
-                mounts=mounts,
+                operator_sdk(operator, context),
+                mounts=contract_mounts(context.store, context.store.put_tree({})),
                 outputs=(OUT,),
                 env=contract_env(params=spec.params),
                 timeout=sandbox.box.limits.wall,

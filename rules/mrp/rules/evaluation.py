@@ -4,15 +4,14 @@ import json
 from decimal import Decimal
 
 from mrp.cache.canonical import Json
-from mrp.cache.store import Entry
 from mrp.rules.action import ActionKind, make_action
-from mrp.rules.operator import contract_env, operator_process
+from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk, subject_tree
 from mrp.rules.reduction import ExpectationFailed, RunReducer
 from mrp.rules.rule import DocumentValue, OneAction, OperatorValue, RuleContext, SandboxValue
 from mrp.specs.errors import InfraError
 from mrp.specs.expressions import parse_expression
 from mrp.specs.ir import EvaluateTask
-from mrp.specs.work import OUT, TASK, WORK, Mount
+from mrp.specs.work import OUT
 
 
 class EvaluationRule(OneAction):
@@ -29,15 +28,12 @@ class EvaluationRule(OneAction):
         self._reproducible = subject.reproducible
         operator = context.value(task.evaluator, OperatorValue)
         sandbox = context.value(task.sandbox, SandboxValue)
-        tree = context.store.put_tree(
-            {name: Entry("f" if ref.kind == "blob" else "t", ref.digest, None) for name, ref in subject.outputs.items()}
-        )
-        empty = context.store.put_tree({})
+        tree = subject_tree(subject, context.store)
         process = operator_process(
             operator,
             sandbox.box,
-            context.sdk() if operator.task.entry is not None else None,
-            mounts=(Mount(TASK, tree), Mount(WORK, empty, writable=True), Mount(OUT, empty, writable=True)),
+            operator_sdk(operator, context),
+            mounts=contract_mounts(context.store, tree),
             outputs=(OUT,),
             env=contract_env(params=task.params),
             timeout=sandbox.box.limits.wall,

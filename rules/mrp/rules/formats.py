@@ -33,6 +33,8 @@ _ENDINGS = {
 }
 _PACKED = (".gz", ".zst")
 _SPACE = " \t\r\n"
+_CHUNK = 2**20
+_ZSTD_STEP = 4096
 
 Faults = list[Diagnostic]
 
@@ -92,45 +94,53 @@ def _chosen(task: DatasetTask, paths: list[str]) -> list[str]:
 
 
 def _unpacked(path: str, digest: Digest, store: Store) -> bytes:
-    if not path.endswith(_PACKED):
-        if store.size(digest) > MAX_FILE:
-            raise _too_large()
-        return store.get_bytes(digest)
-    with store.open_blob(digest) as packed:
-        try:
-            with _unpacker(path, packed) as stream:
-                data = stream.read(MAX_FILE + 1)
-        except (OSError, EOFError, zlib.error) as error:
-            raise BadData(f"cannot be unpacked: {error}") from error
-    if len(data) > MAX_FILE:
+    size = store.size(digest)
+    if size > MAX_FILE:
         raise _too_large()
-    return data
+    if not path.endswith(_PACKED):
+        return store.get_bytes(digest)
+    if size == 0:
+        raise BadData("is empty, which no packed file is")
+    unpack = _gunzipped if path.endswith(".gz") else _unzstded
+    parts, length = [], 0
+    with store.open_blob(digest) as packed:
+        for part in unpack(packed):
+            parts.append(part)
+            length += len(part)
+            if length > MAX_FILE:
+                raise _too_large()
+    return b"".join(parts)
 
 
-def _unpacker(path: str, packed: BinaryIO) -> BinaryIO:
-    if path.endswith(".gz"):
-        return gzip.open(packed)  # type: ignore[return-value]
+def _gunzipped(packed: BinaryIO) -> Iterator[bytes]:
+    try:
+        with gzip.open(packed) as stream:
+            while part := stream.read(_CHUNK):
+                yield part
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadData(f"cannot be unpacked: {error}") from error
+
+
+def _unzstded(packed: BinaryIO) -> Iterator[bytes]:
+    """The frames of a file, which must be whole. A step of input is small, since it may become 30,000 times as much."""
     try:
         import zstandard
     except ImportError:
         raise BadData("reading .zst needs zstandard", hint="pip install 'mrp-build[zstd]'") from None
-
-    class Reader(io.RawIOBase):
-        """Zstandard's errors are no OSErrors; here they are."""
-
-        def __init__(self) -> None:
-            self._stream = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True)
-
-        def readable(self) -> bool:
-            return True
-
-        def readinto(self, buffer: Any) -> int:
-            try:
-                return int(self._stream.readinto(buffer))
-            except zstandard.ZstdError as error:
-                raise OSError(str(error)) from error
-
-    return io.BufferedReader(Reader())
+    frame = None
+    try:
+        while waiting := packed.read(_ZSTD_STEP):
+            while waiting:
+                if frame is None:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(waiting)
+                waiting = b""
+                if frame.eof:
+                    waiting, frame = frame.unused_data, None
+    except zstandard.ZstdError as error:
+        raise BadData(f"cannot be unpacked: {error}") from error
+    if frame is not None:
+        raise BadData("cannot be unpacked: it ends too early")
 
 
 def _too_large() -> BadData:

@@ -76,7 +76,7 @@ def _base(task: ImageTask, context: RuleContext) -> Any:
 def _layer(task: ImageTask, layer: LayerSpec, context: RuleContext) -> Layer:
     if layer.kind in _LATER_LAYERS:
         raise InfraError(
-            f"{task.label} has a `{layer.kind}` layer, which this version cannot build yet; use copy, tar, dirs or links",
+            f"{task.label} has a `{layer.kind}` layer, which this version cannot build; use copy, tar, dirs or links",
             retryable=False,
         )
     if layer.kind == "copy":

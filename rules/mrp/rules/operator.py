@@ -5,8 +5,9 @@ from decimal import Decimal
 
 from mrp.cache.canonical import Json, canonical_text
 from mrp.cache.digest import Digest
+from mrp.cache.store import Entry, Store
 from mrp.rules.action import put_description
-from mrp.rules.rule import NoAction, OperatorValue, RuleContext
+from mrp.rules.rule import NoAction, OperatorValue, RuleContext, Value
 from mrp.specs.ir import OperatorTask
 from mrp.specs.work import OPERATOR_DIR, OUT, SDK_DIR, SOLUTION, TASK, WORK, Box, Mount, Process
 
@@ -29,7 +30,8 @@ def operator_rule(task: OperatorTask, context: RuleContext) -> NoAction:
         description["schema"] = task.schema.digest
     if task.io is not None:
         description["io"] = list(task.io)
-    return NoAction(OperatorValue(task, put_description(context.store, description), tree))
+    argv = _resolved(task.command or (), context.store.read_tree(tree))
+    return NoAction(OperatorValue(task, put_description(context.store, description), tree, argv))
 
 
 def operator_process(
@@ -57,15 +59,37 @@ def operator_process(
             env=env,
             timeout=timeout,
         )
-    assert task.command is not None
     return Process(
         box=box,
-        argv=task.command,
+        argv=operator.argv,
         role=task.kind,
         mounts=(*mounts, *code),
         outputs=outputs,
         env={**env, "MRP_OPERATOR_DIR": OPERATOR_DIR},
         timeout=timeout,
+    )
+
+
+def _resolved(command: tuple[str, ...], files: Mapping[str, Entry]) -> tuple[str, ...]:
+    """The command, with each word that names one of the operator's own files as the path where it will stand."""
+    return tuple(f"{OPERATOR_DIR}/{word}" if word in files else word for word in command)
+
+
+def operator_sdk(operator: OperatorValue, context: RuleContext) -> Digest | None:
+    """The tree of mrp.sdk for Python operators, None for commands."""
+    return context.sdk() if operator.task.entry is not None else None
+
+
+def contract_mounts(store: Store, task: Digest, work: Digest | None = None) -> tuple[Mount, ...]:
+    """/task read-only, and writable /work (empty unless given) and /out."""
+    empty = store.put_tree({})
+    return (Mount(TASK, task), Mount(WORK, work or empty, writable=True), Mount(OUT, empty, writable=True))
+
+
+def subject_tree(subject: Value, store: Store) -> Digest:
+    """A target's outputs by name, as /task of those that evaluate or publish it."""
+    return store.put_tree(
+        {name: Entry("f" if ref.kind == "blob" else "t", ref.digest) for name, ref in subject.outputs.items()}
     )
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from mrp.cache.canonical import Json
-from mrp.cache.store import Entry, Store
+from mrp.cache.store import Store
 from mrp.rules.action import Action, ActionKind, Attempt, make_action
 from mrp.rules.conclude import byproducts_of, failure_reason, file_digest, outcome_of
-from mrp.rules.operator import contract_env, operator_process
+from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk, subject_tree
 from mrp.rules.reduction import Rows, input_rows
 from mrp.rules.rule import (
     DocumentValue,
@@ -25,7 +25,7 @@ from mrp.specs.errors import BuildFailed
 from mrp.specs.expressions import parse_expression
 from mrp.specs.ir import ProduceTask, SinkSpec
 from mrp.specs.results import Outcome, Ref, Result
-from mrp.specs.work import OUT, TASK, WORK, Completed, Mount, Process
+from mrp.specs.work import OUT, Completed, Process
 
 
 @dataclass(frozen=True)
@@ -121,18 +121,12 @@ class ProduceRule:
         context = self._context
         operator = context.value(label, OperatorValue)
         sandbox = context.value(self._task.sandbox, SandboxValue)
-        subject = context.store.put_tree(
-            {
-                name: Entry("f" if ref.kind == "blob" else "t", ref.digest, None)
-                for name, ref in self._subject.outputs.items()
-            }
-        )
-        empty = context.store.put_tree({})
+        subject = subject_tree(self._subject, context.store)
         process = operator_process(
             operator,
             sandbox.box,
-            context.sdk() if operator.task.entry is not None else None,
-            mounts=(Mount(TASK, subject), Mount(WORK, empty, writable=True), Mount(OUT, empty, writable=True)),
+            operator_sdk(operator, context),
+            mounts=contract_mounts(context.store, subject),
             outputs=(OUT,),
             env=contract_env(),
             timeout=sandbox.box.limits.wall,

@@ -11,7 +11,7 @@ from mrp.cache.digest import Digest
 from mrp.cache.store import Entry, Store
 from mrp.rules.action import Action, ActionKind, Attempt, make_action
 from mrp.rules.conclude import byproducts_of, failure_reason, file_digest, outcome_of, read_document, reproducible
-from mrp.rules.operator import contract_env, operator_process
+from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk
 from mrp.rules.records import read_index
 from mrp.rules.reducers import REDUCERS, render_markdown, run_reducer
 from mrp.rules.rule import (
@@ -27,7 +27,7 @@ from mrp.specs.errors import BuildFailed, InfraError
 from mrp.specs.expressions import parse_expression
 from mrp.specs.ir import ReduceTask
 from mrp.specs.results import Byproducts, Outcome, Ref, Result
-from mrp.specs.work import ENGINE, OUT, TASK, WORK, Completed, Mount, Process
+from mrp.specs.work import ENGINE, OUT, Completed, Process
 
 
 class ExpectationFailed(BuildFailed):
@@ -123,8 +123,8 @@ class ReductionRule(OneAction):
         scored = sum(value.scored for value in self._trials)
         if count and Decimal(scored) / count < self._task.min_success:
             raise InfraError(
-                f"{self._task.label} needs an outcome for {self._task.min_success:%} of its trials, but {count - scored}"
-                f" of {count} ended without one; build again to run those, or lower min_success"
+                f"{self._task.label} needs an outcome for {self._task.min_success:.0%} of its trials, but"
+                f" {count - scored} of {count} ended without one; build again to run those, or lower min_success"
             )
 
     def _make(self, inputs: tuple[Rows, ...], context: RuleContext) -> Action:
@@ -147,12 +147,8 @@ class ReductionRule(OneAction):
                 operator_process(
                     operator,
                     sandbox.box,
-                    context.sdk() if operator.task.entry is not None else None,
-                    mounts=(
-                        Mount(TASK, _trials_tree(inputs, task, context.store)),
-                        Mount(WORK, context.store.put_tree({}), writable=True),
-                        Mount(OUT, context.store.put_tree({}), writable=True),
-                    ),
+                    operator_sdk(operator, context),
+                    mounts=contract_mounts(context.store, _trials_tree(inputs, task, context.store)),
                     outputs=(OUT,),
                     env=contract_env(params=task.params),
                     timeout=sandbox.box.limits.wall,

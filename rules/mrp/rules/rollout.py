@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -10,7 +11,7 @@ from blake3 import blake3
 
 from mrp.cache.canonical import Json, canonical_bytes, canonical_digest
 from mrp.cache.digest import Digest
-from mrp.cache.store import Store
+from mrp.cache.store import Entry, Store
 from mrp.rules.action import Action, ActionKind, Attempt, make_action, put_description
 from mrp.rules.conclude import (
     byproducts_of,
@@ -22,7 +23,7 @@ from mrp.rules.conclude import (
     reproducible,
 )
 from mrp.rules.interpolate import Template, parse_template
-from mrp.rules.operator import contract_env, operator_process
+from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk
 from mrp.rules.records import Record, read_index
 from mrp.rules.rule import (
     DatasetValue,
@@ -36,7 +37,7 @@ from mrp.specs.errors import InfraError
 from mrp.specs.ir import MapTask
 from mrp.specs.labels import encode_text
 from mrp.specs.results import Byproducts, Outcome, Ref, Result
-from mrp.specs.work import OUT, SOLUTION, TASK, WORK, Completed, Mount, Process
+from mrp.specs.work import OUT, SOLUTION, WORK, Completed, Mount, Process
 
 LANGUAGE_VERSION = 1
 
@@ -47,17 +48,20 @@ _NOT_RUN = (Outcome.CANCELLED, Outcome.BUDGET)
 class RunTrial:
     """Work: an agent on one record. `report` is the metric that it reports as its own reward, or None.
 
-    `io` is the agent's output file under /out's tree when it writes one file instead of the contract's result.json.
+    `result` is (folder, name) of the file that holds the agent's own account of the trial.
     """
 
     process: Process
     report: str | None = None
+    result: tuple[str, str] = (OUT, "result.json")
 
     def conclude(self, completed: Completed, store: Store) -> Attempt:
         outcome = outcome_of(completed)
         byproducts = byproducts_of(completed)
         out = completed.outputs.get(OUT)
-        document, problem = read_document(store, out, "result.json") if out is not None else (None, "")
+        folder, name = self.result
+        account = completed.outputs.get(folder)
+        document, problem = read_document(store, account, name) if account is not None else (None, "")
         values: dict[str, Json] = {}
         if problem and outcome is Outcome.OK:
             outcome, byproducts = Outcome.FAILED, dataclasses.replace(byproducts, reason=problem)
@@ -191,9 +195,7 @@ class RolloutRule:
         trial = trial_id(view, agent.digest, task.params, sample, task.epoch)
         below = [tree for tree in (self._sandbox.setup, record.starter) if tree is not None]
         mounts = [
-            Mount(TASK, view["task"]),
-            Mount(WORK, self._store.merge_trees(below) if len(below) > 1 else below[0], writable=True),
-            Mount(OUT, self._store.put_tree({}), writable=True),
+            *contract_mounts(self._store, view["task"], self._store.merge_trees(below) if len(below) > 1 else below[0])
         ]
         if "solution" in view:
             mounts.append(Mount(SOLUTION, view["solution"]))
@@ -204,12 +206,20 @@ class RolloutRule:
             "MRP_TRIAL": trial,
             **self._rendered(record, sample, seed, trial),
         }
+        outputs, result = [WORK, OUT], (OUT, "result.json")
+        if agent.task.io is not None:
+            given, left = (posixpath.split(path) for path in agent.task.io)
+            mounts.append(Mount(given[0], self._input_file(record, sample, seed, given[1]), writable=True))
+            if left[0] not in (mount.path for mount in mounts):
+                mounts.append(Mount(left[0], self._store.put_tree({}), writable=True))
+            outputs.append(left[0])
+            result = left
         process = operator_process(
             agent,
             self._sandbox.box,
-            self._context.sdk() if agent.task.entry is not None else None,
+            operator_sdk(agent, self._context),
             mounts=tuple(mounts),
-            outputs=(WORK, OUT),
+            outputs=tuple(dict.fromkeys(outputs)),
             env=env,
             timeout=self._timeout,
         )
@@ -218,7 +228,7 @@ class RolloutRule:
             task.label,
             item,
             {"base": self._base, **view, "sample": sample},
-            RunTrial(process, self._report),
+            RunTrial(process, self._report, result),
             retries=task.retries,
             usd=task.cost.usd,
             tokens=task.cost.tokens,
@@ -229,16 +239,12 @@ class RolloutRule:
         assert grade is not None
         sandbox = self._grade_sandbox()
         work = trial.outputs["work"].digest
-        mounts = (
-            Mount(TASK, record.grader),
-            Mount(WORK, work, writable=True),
-            Mount(OUT, self._store.put_tree({}), writable=True),
-        )
+        mounts = contract_mounts(self._store, record.grader, work)
         env = contract_env(record.id)
         timeout = min(grade.timeout or sandbox.box.limits.wall, sandbox.box.limits.wall)
         if grade.operator is not None:
             operator = self._context.value(grade.operator, OperatorValue)
-            sdk = self._context.sdk() if operator.task.entry is not None else None
+            sdk = operator_sdk(operator, self._context)
             process = dataclasses.replace(
                 operator_process(operator, sandbox.box, sdk, mounts=mounts, outputs=(OUT,), env=env, timeout=timeout),
                 role="grader",
@@ -315,6 +321,17 @@ class RolloutRule:
         if any(_reads_record(template) for template in self._templates.values()):
             scope["record"] = {"id": record.id, **record.public}
         return {name: template.render(scope) for name, template in self._templates.items()}
+
+    def _input_file(self, record: Record, sample: int, seed: int, name: str) -> Digest:
+        """The folder of the one file that an agent with `files` reads."""
+        content = {
+            "record": {"id": record.id, **record.public},
+            "params": self._task.params,
+            "seed": seed,
+            "sample": sample,
+            "model": None,
+        }
+        return self._store.put_tree({name: Entry("f", self._store.put_bytes(canonical_bytes(content)))})
 
     def _row(
         self, record: Record, sample: int, outcome: Outcome, trial: Result | None, rewards: Mapping[str, Json] | None

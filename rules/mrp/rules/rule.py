@@ -60,11 +60,15 @@ class SandboxValue:
 
 @dataclass(frozen=True)
 class OperatorValue:
-    """User code, pinned: `digest` covers version, entry and files; `tree` is what stands at /opt/mrp/operator."""
+    """User code, pinned: `digest` covers version, entry and files; `tree` is what stands at /opt/mrp/operator.
+
+    `argv` is its command, with its own files by their paths there; empty for Python operators.
+    """
 
     task: OperatorTask
     digest: Digest
     tree: Digest
+    argv: tuple[str, ...] = ()
     outputs: Mapping[str, Ref] = field(default_factory=dict)
     reproducible: bool = True
 
@@ -147,8 +151,9 @@ _V = TypeVar("_V")
 class RuleContext:
     """What rules may read: values of dependencies, the store, facts of the host as descriptions.
 
-    `host` describes the machine's own /usr, or only a toolchain of it. `import_sources` makes the store
-    hold workspace files that the plan names, after checking that they are still the ones that were compiled. `sdk` is the tree of mrp.sdk.
+    `host` describes the machine's own /usr, or only a toolchain of it. `import_sources` makes the store hold workspace
+    files that the plan names, after checking that they are still the ones that were compiled. `sdk` is the tree of
+    mrp.sdk.
     """
 
     store: Store

@@ -103,7 +103,7 @@ def _namespaces() -> Finding:
         works,
         "a sandbox starts" if works else "a sandbox does not start here (inside a container?)",
         needed=False,
-        step="allow user namespaces (sysctl kernel.unprivileged_userns_clone=1), or let the policy allow less isolation",
+        step="allow user namespaces (sysctl kernel.unprivileged_userns_clone=1), or let policy allow less isolation",
     )
 
 

@@ -5,7 +5,6 @@ the work and returns the exit code. A module with several verbs is told by `argu
 """
 
 import argparse
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from mrp.specs.errors import UsageError
+from mrp.specs.suggest import did_you_mean
 
 _EXCLUSION = re.compile(r"-(//|:|\.\.\.)")
 _MARK = "\0"
@@ -117,8 +117,7 @@ def overview() -> str:
 
 def nearest(word: str, known: Iterable[str], prog: str) -> str:
     """`; did you mean X?`, or where to look when nothing is near."""
-    found = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
-    return f"; did you mean {found[0]}?" if found else f"; see {prog} --help"
+    return f"; {did_you_mean(word, sorted(known)) or f'see {prog} --help'}"
 
 
 def version() -> str:

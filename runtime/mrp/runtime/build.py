@@ -217,7 +217,6 @@ class _Building:
     def _passes(self, engine: LocalEngine, inflight: InFlight) -> Coordinator:
         provenance = {"run": self._run.run_id, "engine": "local"}
         accounts, members = _accounts(self._plan)
-        sources = Sources(self._options.root, self._store)
         walls = [cap for _, cap in money.Money(accounts, members).wall_caps()]
         wall = min([self._plan.policy.max_wall, *walls])
         for _ in range(_MOST_PASSES):
@@ -225,7 +224,7 @@ class _Building:
             self._account.failed.clear()
             coordinator = Coordinator(
                 plan=self._plan,
-                context=lambda values: self._context(values, sources),
+                context=self._context,
                 store=self._store,
                 inflight=inflight,
                 engine=engine,
@@ -246,16 +245,17 @@ class _Building:
             if not coordinator.damaged or self._options.interrupt.level:
                 break
             self._log.emit(Warned("stored data was lost or damaged; what depends on it is made again"))
-            sources = Sources(self._options.root, self._store)
         return coordinator
 
-    def _context(self, values: Mapping[str, Value], sources: Sources) -> RuleContext:
+    def _context(self, values: Mapping[str, Value]) -> RuleContext:
         from mrp.runtime.images.host import describe_host
+
         from mrp.runtime.sdk_tree import sdk_tree
 
         def host(toolchain: tuple[str, ...]) -> Json:
             return describe_host(toolchain, self._digests)
 
+        sources = Sources(self._options.root, self._store)
         return RuleContext(self._store, values, host, sources.bring, lambda: sdk_tree(self._store), self._selection)
 
     def _demand(self, label: str) -> Demand:

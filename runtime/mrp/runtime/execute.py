@@ -27,8 +27,8 @@ _LONGEST_WAIT = 5.0
 class Executed:
     """How an action ended: its final attempt, or `attempt` None with the outcome that says why there is no result.
 
-    `failures` are the reasons of the attempts before, oldest first. `damaged`: a stored input was lost or corrupt, so that
-    another pass, which makes it again, may succeed.
+    `failures` are the reasons of the attempts before, oldest first. `damaged`: a stored input was lost or corrupt, so
+    that another pass, which makes it again, may succeed.
     """
 
     action: Action

@@ -73,11 +73,11 @@ class Ledger:
     def history(self, label: str, item: str, kind: str) -> list[Past]:
         """All that an identity has been, oldest first."""
         rows = self._database.execute(
-            "SELECT label, item, kind, run, key, result, outcome, executed FROM history"
+            "SELECT label, item, kind, run, key, result, outcome, executed <> 0 FROM history"
             " WHERE label = ? AND item = ? AND kind = ? ORDER BY sequence",
             (label, item, kind),
         )
-        return [Past(*row[:7], bool(row[7])) for row in rows]
+        return [Past(*row) for row in rows]
 
     def identities(self, label: str) -> list[tuple[str, str]]:
         """The (item, kind) pairs of a label that the ledger knows, sorted."""

@@ -59,5 +59,5 @@ def _remove_others(folder: Path, wanted: Mapping[str, str]) -> None:
             path = Path(current, name)
             if str(path.relative_to(folder)) not in wanted:
                 path.unlink(missing_ok=True)
-        if Path(current) != folder and not os.listdir(current):
+        if Path(current) != folder and not any(Path(current).iterdir()):
             Path(current).rmdir()

@@ -43,6 +43,11 @@ class Type:
         return [item for item in reversed(self.metadata) if isinstance(item, kinds)]
 
     @property
+    def words(self) -> str:
+        """The words that are marked for this type, or ""."""
+        return next((mark.words for mark in self.marks(Expect)), "")
+
+    @property
     def origin(self) -> Any:
         """`list`, `dict`, `Literal`, `Union` (also for X | Y), or None for what has no arguments."""
         origin = get_origin(self.base)
@@ -104,14 +109,14 @@ def listed(words: list[str], last: str) -> str:
 
 def expected(wanted: Type) -> str:
     """The words for what `wanted` takes; null is not mentioned."""
-    for mark in wanted.marks(Expect):
-        return f"{mark.words}{_bounds(wanted)}" if mark.words == "a number" else str(mark.words)
+    if wanted.words:
+        return wanted.words + (_bounds(wanted) if wanted.words == "a number" else "")
     for mark in wanted.marks(LabelRef):
         return f"the label of {listed([with_article(kind) for kind in mark.kinds], 'or')}" if mark.kinds else "a label"
     if wanted.origin is Literal:
-        return listed([f"`{_choice(choice)}`" for choice in get_args(wanted.base)], "or")
+        return listed(_choices(wanted), "or")
     if wanted.origin is Union:
-        return listed([expected(branch) for branch in wanted.branches], "or")
+        return listed([words for branch in wanted.branches for words in _choices(branch) or [expected(branch)]], "or")
     if wanted.origin is list:
         (item,) = wanted.arguments
         return "a list of labels" if item.marks(LabelRef) else "a list of texts" if item.base is str else "a list"
@@ -148,5 +153,5 @@ def _bounds(wanted: Type) -> str:
     return f" from {number_text(least)} to {number_text(greatest)}"
 
 
-def _choice(choice: Any) -> str:
-    return str(choice).lower() if isinstance(choice, bool) else str(choice)
+def _choices(wanted: Type) -> list[str]:
+    return [f"`{choice}`" for choice in get_args(wanted.base)] if wanted.origin is Literal else []

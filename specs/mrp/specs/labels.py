@@ -34,7 +34,7 @@ _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,3})?
 class LabelError(ValueError):
     """A text is no label. `column` is 1-based in that text; `hint` is the next step."""
 
-    def __init__(self, message: str, hint: str, column: int = 1) -> None:
+    def __init__(self, message: str, hint: str = "", column: int = 1) -> None:
         super().__init__(f"{message}; {hint}" if hint else message)
         self.message = message
         self.hint = hint

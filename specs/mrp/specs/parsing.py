@@ -36,7 +36,7 @@ class Grammar:
             path.read_text(encoding="utf-8"),
             parser="lalr",
             lexer="basic",
-            transformer=builder,  # type: ignore[arg-type]  # lark asks for no more than the methods
+            transformer=builder,
             postlex=_Brackets(self._too_deep),
             maybe_placeholders=False,
         )

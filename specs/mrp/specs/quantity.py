@@ -47,3 +47,12 @@ def size_text(size: int) -> str:
         if size and size % _SIZE_UNITS[unit] == 0:
             return f"{size // _SIZE_UNITS[unit]}{unit}"
     return f"{size}B"
+
+
+def duration_text(seconds: Decimal) -> str:
+    """`seconds` with the largest unit in which they are whole: 7200 is `2h`."""
+    for unit in ("d", "h", "m", "s", "ms"):
+        count = seconds / _DURATION_UNITS[unit]
+        if seconds and count == count.to_integral_value():
+            return f"{int(count)}{unit}"
+    return f"{seconds}s"

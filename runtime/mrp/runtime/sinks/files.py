@@ -48,7 +48,8 @@ class FilesSink:
             wanted = self._joined(held, wanted)
         elif self.mode == "create" and held not in ({}, wanted):
             raise BuildFailed(
-                f"{self.shown} exists with other content, and the sink's mode is create; move it away or use mode replace"
+                f"{self.shown} exists with other content, and the sink's mode is create;"
+                " move it away or use mode replace"
             )
         for path in sorted(set(wanted) - set(held)):
             _check_place(path, wanted, self.label)

@@ -56,7 +56,8 @@ class RowSink:
         digest = digest_bytes(data)
         if self.mode == "create" and self.digest() not in (None, digest):
             raise BuildFailed(
-                f"{self.shown} exists with other content, and the sink's mode is create; move it away or use mode replace"
+                f"{self.shown} exists with other content, and the sink's mode is create;"
+                " move it away or use mode replace"
             )
         return Staged(digest, lambda: self._write(data))
 

@@ -1,0 +1,294 @@
+"""What a unit must be beyond its types, once its names are resolved: templates, conditions, schemas and paths."""
+
+import json
+import posixpath
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mrp.cache.canonical import Json
+from mrp.compiler.declare import Unit
+from mrp.compiler.problems import Problems
+from mrp.compiler.references import module_files
+from mrp.compiler.resolve import BUILTIN, Resolved
+from mrp.rules.interpolate import Name, TemplateError, parse_template
+from mrp.rules.reducers import REDUCERS
+from mrp.rules.views import check_record_names, check_views
+from mrp.specs import documents
+from mrp.specs.errors import Span, safe_relative
+from mrp.specs.ir import DatasetTask, MapTask, Task
+from mrp.specs.suggest import did_you_mean
+from mrp.specs.yaml import Node, find
+
+TRIAL_NAMES = ("record", "params", "seed", "sample", "trial")
+"""What `${...}` may name where it is filled in for each trial."""
+
+GROUP_KEYS = ("agent", "model", "target")
+
+_NOT_FILLED = re.compile(r"(?<!\$)\$\{(?:record|params|matrix)\.[^}]*\}")
+
+
+@dataclass(frozen=True)
+class Checker:
+    """`tasks` gives the task behind a label, read or not, and None when it is wrong; `resolved` its unit."""
+
+    root: Path
+    tasks: Callable[[str], Task | None]
+    resolved: Callable[[str], Resolved | None]
+    problems: Problems
+
+    def check(self, resolved: Resolved) -> None:
+        """Reports all that is wrong with one unit."""
+        unit = resolved.unit
+        for location, text in _conditions(unit):
+            self._condition(unit, location, text)
+        for expansion in resolved.files_below("schema"):
+            self._schema(unit, expansion.files[0])
+        for location, text in _commands(unit):
+            self._command(unit, location, text)
+        match unit.document:
+            case documents.Dataset():
+                self._dataset(unit)
+            case documents.Rollout():
+                self._rollout(resolved, unit.document)
+            case documents.Reduction():
+                self._reduction(resolved, unit.document)
+            case documents.Command():
+                self._outs(resolved, unit.document)
+            case documents.Image():
+                self._image(unit, unit.document)
+            case documents.Sandbox():
+                for path in unit.document.volumes:
+                    self._guest_path(unit, ("volumes", path), path)
+            case documents.Operator():
+                self._entry(resolved, unit.document)
+            case documents.Sink():
+                self._sink(unit, unit.document)
+            case documents.Model():
+                self._sampling(unit, unit.document)
+
+    def _condition(self, unit: Unit, location: tuple[str, ...], text: str) -> None:
+        check_condition(unit.node, location, text, unit.span(*location), self.problems)
+
+    def _schema(self, unit: Unit, path: str) -> None:
+        """A JSON Schema that can be read; what it demands is checked against records when they are there."""
+        try:
+            schema = json.loads((self.root / path).read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            self.problems.add(unit.span("schema"), f"{path} is not JSON: {error}", "write a JSON Schema")
+            return
+        if not isinstance(schema, dict | bool):
+            self.problems.add(unit.span("schema"), f"{path} is not a JSON Schema", "write an object, like {}")
+
+    def _command(self, unit: Unit, location: tuple[str | int, ...], text: str) -> None:
+        found = _NOT_FILLED.search(text)
+        if found:
+            hint = "give it through `env`, where it is filled in for each trial"
+            self.problems.add(unit.span(*location), f"`{found[0]}` is not filled in here", hint)
+
+    def _dataset(self, unit: Unit) -> None:
+        task = self.tasks(unit.label)
+        if isinstance(task, DatasetTask):
+            for problem in check_views(task):
+                field = re.match("`([a-z]+)", problem)
+                place = (field[1],) if field and field[1] in unit.node.key_spans else ()
+                self.problems.add(unit.span(*place), f"{unit.label}: {problem}")
+
+    def _rollout(self, resolved: Resolved, rollout: documents.Rollout) -> None:
+        unit = resolved.unit
+        task = self.tasks(unit.label)
+        params = task.params if isinstance(task, MapTask) else rollout.params
+        datasets = list(self._datasets(resolved.label("over")))
+        for name, text in rollout.env.items():
+            place = unit.span("env", name)
+            names = [str(part) for part in self._template(unit, ("env", name), text, TRIAL_NAMES, params)]
+            for problem in sorted({p for dataset in datasets for p in check_record_names(dataset, names)}):
+                self.problems.add(place, problem, "agents see only public fields")
+        model = self.resolved(resolved.label("model") or "")
+        if model is not None and isinstance(model.unit.document, documents.Model):
+            for location, text in _texts(("sampling",), model.unit.document.sampling):
+                for part in _names(text):
+                    if part.path[0] == "params" and len(part.path) > 1 and part.path[1] not in params:
+                        message = f"{model.unit.label} uses `${{{part}}}` in its {location[0]}, which this rollout lacks"
+                        self.problems.add(unit.span("model"), message, f"add `{part.path[1]}` to params or matrix")
+
+    def _datasets(self, label: str | None) -> Iterator[DatasetTask]:
+        """A dataset and those that it is made of."""
+        waiting, seen = [label], set[str]()
+        while waiting:
+            name = waiting.pop()
+            task = None if name is None or name in seen else self.tasks(name)
+            if isinstance(task, DatasetTask):
+                seen.add(task.label)
+                waiting.extend(task.of)
+                yield task
+
+    def _reduction(self, resolved: Resolved, reduction: documents.Reduction) -> None:
+        unit = resolved.unit
+        tasks = [self.tasks(label) for label in resolved.labels_below("of")]
+        if tasks and all(isinstance(task, MapTask) for task in tasks):
+            axes = {axis for task in tasks if isinstance(task, MapTask) for axis in task.matrix}
+            for number, key in enumerate(reduction.group_by):
+                if key not in axes and key not in GROUP_KEYS:
+                    known = [*sorted(axes), *GROUP_KEYS]
+                    hint = did_you_mean(key, known) or f"the keys are {', '.join(dict.fromkeys(known))}"
+                    self.problems.add(unit.span("group_by", number), f"there is no group key `{key}`", hint)
+        reducer = (resolved.label("reducer") or "").removeprefix(BUILTIN)
+        if reducer in REDUCERS:
+            for name in reduction.params:
+                if name not in REDUCERS[reducer].params:
+                    known = sorted(REDUCERS[reducer].params)
+                    hint = did_you_mean(name, known) or f"its params are {', '.join(known) or 'none'}"
+                    self.problems.add(unit.span("params", name), f"the reducer {reducer} has no param `{name}`", hint)
+
+    def _outs(self, resolved: Resolved, command: documents.Command) -> None:
+        unit = resolved.unit
+        sources = {path for expansion in resolved.files_below("srcs") for path in expansion.files}
+        taken: list[str] = []
+        for number, out in enumerate(command.outs):
+            place = unit.span("outs", number)
+            safe = safe_relative(out)
+            if safe is None or str(safe) != out:
+                self.problems.add(place, f"the output `{out}` is no plain path below the package", "like out/result.txt")
+                continue
+            if posixpath.join(unit.package, out) in sources:
+                self.problems.add(place, f"`{out}` is a source and an output of {unit.label}", "write to another file")
+            for other in taken:
+                if out == other or out.startswith(f"{other}/") or other.startswith(f"{out}/"):
+                    self.problems.add(place, f"the outputs `{other}` and `{out}` overlap", "keep the outer one")
+            taken.append(out)
+
+    def _image(self, unit: Unit, image: documents.Image) -> None:
+        if image.toolchain and image.base != "host":
+            self.problems.add(unit.span("toolchain"), "a toolchain is a part of the machine", "it needs `base: host`")
+        for number, layer in enumerate(image.layers):
+            for source, target in (layer.copy_ or {}).items():
+                self._guest_path(unit, ("layers", number, "copy", source), target)
+            for place, target in enumerate(layer.dirs or ()):
+                self._guest_path(unit, ("layers", number, "dirs", place), target)
+            for target in layer.links or ():
+                self._guest_path(unit, ("layers", number, "links", target), target)
+
+    def _guest_path(self, unit: Unit, location: tuple[str | int, ...], path: str) -> None:
+        if not path.startswith("/") or safe_relative(path.strip("/") or ".") is None:
+            message = f"`{path}` is no absolute path inside the sandbox"
+            self.problems.add(unit.span(*location), message, "write it from /, without `..`")
+
+    def _entry(self, resolved: Resolved, operator: documents.Operator) -> None:
+        unit = resolved.unit
+        if operator.entry is None or not operator.srcs or resolved.labels_below("srcs"):
+            return
+        if len(resolved.files_below("srcs")) < len(operator.srcs):
+            return
+        paths = {path for expansion in resolved.files_below("srcs") for path in expansion.files}
+        file, folder = module_files(unit.package, operator.entry)
+        if file not in paths and not any(path.startswith(f"{folder}/") for path in paths):
+            message = f"the srcs of {unit.label} hold no {file}, where `{operator.entry}` would be"
+            self.problems.add(unit.span("entry"), message, "add it to srcs")
+
+    def _sink(self, unit: Unit, sink: documents.Sink) -> None:
+        if sink.type != "s3" and safe_relative(sink.path) is None:
+            message = f"the sink's path `{sink.path}` leaves its package"
+            self.problems.add(unit.span("path"), message, "write a path below the package's folder")
+        if sink.type == "s3" and not sink.path.startswith("s3://"):
+            self.problems.add(unit.span("path"), f"`{sink.path}` is no address of an s3 sink", "write s3://bucket/key")
+
+    def _sampling(self, unit: Unit, model: documents.Model) -> None:
+        for location, text in _texts(("sampling",), model.sampling):
+            self._template(unit, location, text, ("params",), None)
+
+    def _template(
+        self, unit: Unit, location: tuple[str | int, ...], text: str, known: tuple[str, ...], params: Json
+    ) -> list[Name]:
+        """The names of a template, after reporting those that nothing fills; `params` is None when not known."""
+        span = unit.span(*location)
+        try:
+            template = parse_template(text)
+        except TemplateError as error:
+            self.problems.add(_column(unit.node, location, span, error.column), error.message)
+            return []
+        names = [part for part in template.parts if isinstance(part, Name)]
+        for part in names:
+            place = _column(unit.node, location, span, part.column)
+            if part.path[0] not in known:
+                hint = did_you_mean(part.path[0], known) or f"only {', '.join(known)} may stand here"
+                self.problems.add(place, f"`${{{part}}}` stands for nothing here", f"{hint}; `$${{` is a literal `${{`")
+            elif part.path[0] in ("record", "params") and len(part.path) == 1:
+                self.problems.add(place, f"`${{{part}}}` needs a name after it", f"like ${{{part}.x}}")
+            elif part.path[0] not in ("record", "params") and len(part.path) > 1:
+                self.problems.add(place, f"`${{{part}}}` stands for nothing here", f"write ${{{part.path[0]}}}")
+            elif part.path[0] == "params" and params is not None and part.path[1] not in params:
+                hint = did_you_mean(part.path[1], params) or f"its params are {', '.join(sorted(params)) or 'none'}"
+                self.problems.add(place, f"{unit.target.label} has no param `{part.path[1]}`", hint)
+        return names
+
+
+def check_condition(
+    node: Node, location: tuple[str | int, ...], text: str, span: Span, problems: Problems
+) -> None:
+    """Reports what is wrong with the expression at `location` of `node`, at its column where that can be told."""
+    from mrp.specs.expressions import ExpressionError, parse_condition
+
+    try:
+        parse_condition(text)
+    except ExpressionError as error:
+        field = next(step for step in reversed(location) if isinstance(step, str))
+        place = _column(node, location, span, error.column, problems.sources.word(span), text)
+        problems.add(place, f"`{field}`, column {error.column}: {error.message}", error.hint)
+
+
+def _column(
+    node: Node, location: tuple[str | int, ...], span: Span, column: int, word: str = "", text: str = ""
+) -> Span:
+    """The place `column` characters into a text; the text's own place where it may be written with escapes."""
+    if not span.end_column or column < 1 or find(node, location)[1] != len(location):
+        return span
+    if not text:
+        value = find(node, location)[0].value
+        text = value if isinstance(value, str) else ""
+    quotes = span.end_column - span.column - len(text)
+    if quotes not in (0, 2) or (word and text not in word):
+        return span
+    return span._replace(column=span.column + quotes // 2 + column - 1, end_column=0)
+
+
+def _conditions(unit: Unit) -> Iterator[tuple[tuple[str, ...], str]]:
+    for field in ("where", "expect", "select", "gate"):
+        text = getattr(unit.document, field, None)
+        if isinstance(text, str):
+            yield (field,), text
+
+
+def _commands(unit: Unit) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Texts that reach a process as they are."""
+    match unit.document:
+        case documents.Command() | documents.Operator():
+            yield from _texts(("command",), unit.document.command)
+        case documents.Rollout() if unit.document.grade is not None:
+            yield from _texts(("grade", "command"), unit.document.grade.command)
+        case documents.Sandbox() if unit.document.setup is not None:
+            yield from _texts(("setup", "run"), unit.document.setup.run)
+        case documents.Dataset() if unit.document.generate is not None:
+            yield from _texts(("generate", "command"), unit.document.generate.command)
+    if not isinstance(unit.document, documents.Rollout):
+        yield from _texts(("env",), getattr(unit.document, "env", None))
+
+
+def _texts(location: tuple[str | int, ...], value: Json) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Every text below a plain value, with its place."""
+    if isinstance(value, str):
+        yield location, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts((*location, key), item)
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _texts((*location, number), item)
+
+
+def _names(text: str) -> list[Name]:
+    try:
+        return [part for part in parse_template(text).parts if isinstance(part, Name)]
+    except TemplateError:
+        return []

@@ -1,0 +1,74 @@
+"""Trees laid out once and shared, read-only, by all sandboxes of a backend that need them."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mrp.runtime.sandbox.scratch import remove_folder
+
+_IDLE_FOLDERS = 256
+"""How many folders that nobody uses at the moment are kept for the next."""
+
+
+class Materials:
+    """Folders by name below `root`, each made by whoever needs it first. Safe from any thread."""
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self._root = root
+        self._lock = threading.Lock()
+        self._making: dict[str, threading.Lock] = {}
+        self._users: dict[str, int] = {}
+        self._idle: OrderedDict[str, None] = OrderedDict()
+        self._made = 0
+
+    @contextmanager
+    def use(self, name: str, make: Callable[[Path], None]) -> Iterator[Path]:
+        """The folder `name`, filled by `make` when it is not there; it stays while the context is open."""
+        with self._lock:
+            self._users[name] = self._users.get(name, 0) + 1
+            self._idle.pop(name, None)
+            making = self._making.setdefault(name, threading.Lock())
+        folder = self._root / name
+        try:
+            with making:
+                if not folder.exists():
+                    self._make(folder, make)
+            yield folder
+        finally:
+            self._release(name)
+
+    def _make(self, folder: Path, make: Callable[[Path], None]) -> None:
+        with self._lock:
+            self._made += 1
+            unfinished = self._root / f".{self._made}"
+        try:
+            make(unfinished)
+            # A folder that may not be written to may not be renamed by all file systems' rules either.
+            mode = unfinished.stat().st_mode
+            unfinished.chmod(0o755)
+            unfinished.rename(folder)
+            folder.chmod(mode & 0o777)
+        except BaseException:
+            remove_folder(unfinished)
+            raise
+
+    def _release(self, name: str) -> None:
+        with self._lock:
+            self._users[name] -= 1
+            if self._users[name]:
+                return
+            del self._users[name]
+            self._idle[name] = None
+            if len(self._idle) <= _IDLE_FOLDERS:
+                return
+            oldest, _ = self._idle.popitem(last=False)
+            del self._making[oldest]
+            discarded = self._root / f".{oldest}"
+            if not (self._root / oldest).exists():
+                return
+            (self._root / oldest).chmod(0o755)
+            (self._root / oldest).rename(discarded)
+        remove_folder(discarded)

@@ -1,0 +1,91 @@
+"""Scratch space: a folder of one backend's own, which the next start removes when its owner was killed.
+
+The owner holds a lock on a file in it for as long as it lives, which also tells about owners in other containers,
+whose process ids mean nothing here. Control groups carry the folder's name, so that they are found by it.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import subprocess
+from pathlib import Path
+
+from mrp.runtime.sandbox.cgroups import Group, Hierarchy, find_hierarchy
+from mrp.specs.errors import InfraError
+
+_PREFIX = "mrp-"
+_LOCK = "lock"
+
+
+class Scratch:
+    """A new folder below `root`, held until `close`. Raises InfraError when it cannot be made."""
+
+    def __init__(self, root: Path) -> None:
+        self.name = f"{_PREFIX}{secrets.token_hex(6)}"
+        self.folder = root.absolute() / self.name
+        try:
+            self.folder.mkdir(parents=True, mode=0o700)
+            self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise InfraError(f"no folder for sandboxes could be made: {error}", retryable=False) from error
+
+    def close(self) -> None:
+        """Remove the folder."""
+        remove_folder(self.folder)
+        os.close(self._lock)
+
+
+def sweep(root: Path, hierarchy: Hierarchy | None = None) -> list[str]:
+    """Kill and remove what dead owners left below `root` and in control groups; returns the names of the folders.
+
+    Sandboxes die with their owner by themselves; this finds what a crash at the wrong moment left.
+    """
+    swept = []
+    for folder in sorted(root.glob(f"{_PREFIX}*")):
+        with contextlib.suppress(OSError):
+            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for group in (hierarchy.find(folder.name) if hierarchy else _groups_of(folder.name)):
+                    group.remove()
+                remove_folder(folder)
+                swept.append(folder.name)
+            except BlockingIOError:
+                continue
+            finally:
+                os.close(lock)
+    return swept
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder whatever stands in it: no permissions, names that are no text, folders nested without end."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except (OSError, RecursionError):
+        unlock(folder)
+        subprocess.run(["rm", "-rf", "--", str(folder)], check=False, stderr=subprocess.DEVNULL)
+
+
+def unlock(folder: Path) -> None:
+    """Give the owner back the permissions on folders and files that a process took away."""
+    waiting = [str(folder)]
+    while waiting:
+        place = waiting.pop()
+        with contextlib.suppress(OSError):
+            os.chmod(place, 0o755)
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False) and not entry.stat().st_mode & 0o400:
+                        os.chmod(entry.path, 0o644 | (entry.stat().st_mode & 0o111))
+
+
+def _groups_of(name: str) -> list[Group]:
+    hierarchy = find_hierarchy()
+    return hierarchy.find(name) if hierarchy else []
