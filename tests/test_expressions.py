@@ -211,7 +211,7 @@ def test_more_than_10000_characters_are_refused() -> None:
 
 
 def test_checking_nested_membership_takes_linear_time() -> None:
-    text = "1 in [" * 90 + "2" + "]" * 90
+    text = "1 in [" * 49 + "2" + "]" * 49
     assert parse_expression(text).evaluate({}) is False
 
 
@@ -232,6 +232,12 @@ def test_equal_readings_are_equal_expressions() -> None:
     assert parse_expression("a  ==\n1.0") == parse_expression("a == 1")
     assert parse_expression("a == 1") != parse_expression("a == true")
     assert str(parse_expression("(a and (b)) or not(c == -1)")) == "a and b or not c == -1"
+
+
+def test_whole_numbers_too_long_to_print_are_numbers_still() -> None:
+    fields = {"n": 10**5000}
+    assert parse_expression("n > 9e6000 or n == n and n > 1").evaluate(fields) is True
+    assert parse_expression("n * n").evaluate(fields) is None
 
 
 def test_slow_patterns_are_answered_quickly() -> None:
@@ -296,7 +302,7 @@ values = st.recursive(
     | st.integers()
     | st.floats()
     | st.decimals()
-    | st.sampled_from([Decimal("1e999999"), Decimal("-1e-999999"), Decimal("sNaN"), 10**5000, b"bytes", object()])
+    | st.sampled_from([Decimal("1e999999"), Decimal("-1e-999999"), Decimal("sNaN"), 10**4000, b"bytes", object()])
     | st.text(max_size=6),
     lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(names, inner, max_size=3),
     max_leaves=8,

@@ -192,8 +192,8 @@ def test_csv_names_fields_in_its_first_row_and_holds_text(store: Store) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n3\n", "3:1: this row has 1 values, and the header names 2"),
-        ('a,b\n"x\ny",2\n1,2,3\n', "4:1: this row has 3 values, and the header names 2"),
+        ("a,b\n1,2\n3\n", "3:1: the header names 2 fields, and this row has 1"),
+        ('a,b\n"x\ny",2\n1,2,3\n', "4:1: the header names 2 fields, and this row has 3"),
         ("a,a\n", "1:1: the header names 'a' twice"),
         ("a,\n", "1:1: the header has a field without a name"),
         ("", "1:1: has no header row; the first row must name the fields"),
@@ -242,10 +242,9 @@ def test_a_file_that_unpacks_to_too_much_is_refused(store: Store, monkeypatch: p
 
 def parquet(columns: dict[str, Any]) -> bytes:
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    writer = pytest.importorskip("pyarrow.parquet")
     out = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), out)
+    writer.write_table(pyarrow.table(columns), out)
     return out.getvalue()
 
 

@@ -178,12 +178,11 @@ def test_groups_partition_the_whole(rows: list[dict[str, Any]]) -> None:
     for outcome, number in document["outcomes"].items():
         assert sum(group["outcomes"][outcome] for group in document["groups"]) == number
     assert sum(document["outcomes"].values()) == len(rows)
-    total = sum((group.get("reward", {}).get("sum", Decimal(0)) for group in document["groups"]), Decimal(0))
-    if "reward" in document and abs(document["reward"]["sum"]) < 10**9 and total == total.quantize(Decimal("1e-6")):
-        assert total == document["reward"]["sum"]
+    total = sum((Fraction(group["reward"]["sum"]) for group in document["groups"] if "reward" in group), Fraction(0))
+    assert total == Fraction(document.get("reward", {}).get("sum", 0))
 
 
-def test_stats_keep_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stats_keep_no_rows() -> None:
     def rows(count: int) -> Any:
         for number in range(count):
             yield trial(f"r{number % 50}", number % 2, sample=number // 50, params={"padding": "x" * 1000})
@@ -213,7 +212,7 @@ def test_sums_of_doubles_are_exact_where_floats_are_not() -> None:
 
 def test_a_sum_that_needs_too_many_digits_is_refused_not_rounded() -> None:
     with pytest.raises(
-        ReducerError, match="the reducer stats cannot compute: the sum with .* needs more than 2000 digits"
+        ReducerError, match=r"the reducer stats cannot compute: the sum with .* needs more than 2000 digits"
     ):
         stats([trial("a", Decimal("1e3000")), trial("b", 1)])
 

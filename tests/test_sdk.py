@@ -394,3 +394,14 @@ def test_the_runner_loads_nothing_heavy() -> None:
     loaded = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert "mrp.sdk.runner" in loaded
     assert not loaded & {"dataclasses", "inspect", "asyncio", "typing", "subprocess", "random", "traceback", "shutil"}
+
+
+def test_the_worked_example_of_the_docs_passes_its_own_tests(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "operators.md").read_text()
+    for block in text.split("```python\n# agents/")[1:]:
+        name, _, source = block.split("```")[0].partition("\n")
+        (tmp_path / name).write_text(source)
+    assert len(list(tmp_path.iterdir())) == 3
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_adder.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "2 passed" in done.stdout, done.stdout + done.stderr

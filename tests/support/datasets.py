@@ -53,7 +53,7 @@ def files_of(store: Store, tree: Digest) -> dict[str, str]:
 def all_bytes(store: Store, tree: Digest, folder: Path) -> bytes:
     """Everything that can be read in a tree once it is laid out in `folder`: names and contents."""
     store.checkout(tree, folder, writable=False)
-    found = [path for path in sorted(folder.rglob("*"))]
+    found = sorted(folder.rglob("*"))
     return b"\n".join(
         str(path.relative_to(folder)).encode() + b"\n" + path.read_bytes() for path in found if path.is_file()
     )

@@ -54,9 +54,13 @@ class FileBatch:
 
 
 class BlobFiles:
-    """The files under blobs/ of one store. Safe to use from many threads."""
+    """The files under blobs/ of one store. Safe to use from many threads.
+
+    `files_hashed` counts the files that had to be read to trust them.
+    """
 
     def __init__(self, layout: Layout, index: Index) -> None:
+        self.files_hashed = 0
         self._layout = layout
         self._index = index
         self._lock = threading.Lock()
@@ -149,6 +153,7 @@ class BlobFiles:
         try:
             before = _identity(os.lstat(path))
             verified = time.time_ns()
+            self.files_hashed += 1
             right = hash_file(path) == digest and _identity(os.lstat(path)) == before
         except (OSError, ChangedWhileRead):
             return False

@@ -6,7 +6,7 @@ their text depends on who prints them; use Decimal.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ KEY_VERSION = "mrp-key-1"
 """First component of every action key; raising it makes every older entry a miss."""
 
 _MAX_PLAIN_DIGITS = 40
+_PLAIN_INT = 10**_MAX_PLAIN_DIGITS
 
 _quote = json.encoder.encode_basestring
 
@@ -29,7 +30,10 @@ def number_text(value: int | Decimal) -> str:
     Raises ValueError for NaN and infinities, which are no numbers that a key can hold.
     """
     if isinstance(value, int):
-        return str(value)
+        if -_PLAIN_INT < value < _PLAIN_INT:
+            return str(value)
+        # Spelled like the Decimal that equals it.
+        value = Decimal(value)
     if not value.is_finite():
         raise ValueError(f"{value} is not a finite number")
     if value == 0:
@@ -41,6 +45,8 @@ def number_text(value: int | Decimal) -> str:
     exponent += len(text) - len(stripped)
     text = stripped.lstrip("0")
     minus = "-" if sign else ""
+    if exponent == 0:
+        return minus + text
     if exponent >= 0 and len(text) + exponent <= _MAX_PLAIN_DIGITS:
         return minus + text + "0" * exponent
     if exponent < 0 and max(len(text), -exponent) <= _MAX_PLAIN_DIGITS:
@@ -78,8 +84,14 @@ def action_key(preimage: Mapping[str, Json]) -> tuple[ActionKey, bytes]:
 
 
 def _write(value: Json, parts: list[str]) -> None:
-    if isinstance(value, str):
+    # The exact types come first: they are nearly all that occurs, and isinstance of an ABC is slow.
+    kind = type(value)
+    if kind is str:
         parts.append(_quote(value))
+    elif kind is dict:
+        _write_object(value, parts)
+    elif kind is list or kind is tuple:
+        _write_array(value, parts)
     elif value is None:
         parts.append("null")
     elif value is True:
@@ -88,22 +100,44 @@ def _write(value: Json, parts: list[str]) -> None:
         parts.append("false")
     elif isinstance(value, int | Decimal):
         parts.append(number_text(value))
+    elif isinstance(value, str):
+        parts.append(_quote(value))
     elif isinstance(value, Mapping):
-        parts.append("{")
-        separator = ""
-        for key in sorted(value):
-            if not isinstance(key, str):
-                raise TypeError(f"object keys must be text, not {type(key).__name__}")
-            parts.append(f"{separator}{_quote(key)}:")
-            _write(value[key], parts)
-            separator = ","
-        parts.append("}")
+        _write_object(value, parts)
     elif isinstance(value, list | tuple):
-        parts.append("[")
-        for index, item in enumerate(value):
-            if index:
-                parts.append(",")
-            _write(item, parts)
-        parts.append("]")
+        _write_array(value, parts)
     else:
-        raise TypeError(f"{type(value).__name__} has no canonical form")
+        raise TypeError(f"{kind.__name__} has no canonical form")
+
+
+def _write_object(value: Mapping[str, Json], parts: list[str]) -> None:
+    if not value:
+        parts.append("{}")
+        return
+    separator = "{"
+    for key in sorted(value):
+        if not isinstance(key, str):
+            raise TypeError(f"object keys must be text, not {type(key).__name__}")
+        item = value[key]
+        if type(item) is str:
+            parts.append(f"{separator}{_quote(key)}:{_quote(item)}")
+        else:
+            parts.append(f"{separator}{_quote(key)}:")
+            _write(item, parts)
+        separator = ","
+    parts.append("}")
+
+
+def _write_array(value: Sequence[Json], parts: list[str]) -> None:
+    if not value:
+        parts.append("[]")
+        return
+    separator = "["
+    for item in value:
+        if type(item) is str:
+            parts.append(separator + _quote(item))
+        else:
+            parts.append(separator)
+            _write(item, parts)
+        separator = ","
+    parts.append("]")

@@ -74,7 +74,9 @@ class FileDigests:
             return
         try:
             self._write(new)
-        except sqlite3.Error:
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                return
             self._start_anew()
             with suppress(sqlite3.Error, OSError):
                 self._write(new)

@@ -53,7 +53,7 @@ class FolderReader:
             names = [(entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in listing]
         for name, is_folder, is_symlink in names:
             self._check_utf8(name, prefix)
-            self._count(0)
+            self._count_file()
             try:
                 if is_symlink:
                     target = os.readlink(name, dir_fd=descriptor)
@@ -72,6 +72,11 @@ class FolderReader:
             except (FileNotFoundError, NotADirectoryError) as error:
                 # Listed a moment ago: it went away or became something else.
                 raise ChangedWhileRead(f"{self._root}/{prefix}{name}") from error
+            except OSError as error:
+                # Opened relative to its folder, the error knows only the last part of the path.
+                if error.filename == name:
+                    error.filename = f"{self._root}/{prefix}{name}"
+                raise
         return self.put_bytes(encode_node(node))
 
     def _file(self, folder: int, name: str, prefix: str) -> Entry | None:
@@ -83,21 +88,21 @@ class FolderReader:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise ChangedWhileRead(f"{self._root}/{prefix}{name}")
-            self._count(status.st_size)
+            self._count_bytes(status.st_size)
             digest = self.put_descriptor(descriptor, f"{self._root}/{prefix}{name}")
             return Entry("x" if status.st_mode & stat.S_IXUSR else "f", digest)
         finally:
             os.close(descriptor)
 
-    def _count(self, size: int) -> None:
-        if size:
-            self._bytes += size
-            if self.max_bytes is not None and self._bytes > self.max_bytes:
-                raise TreeTooLarge(self._root, "bytes", self.max_bytes)
-        else:
-            self._files += 1
-            if self.max_files is not None and self._files > self.max_files:
-                raise TreeTooLarge(self._root, "files", self.max_files)
+    def _count_file(self) -> None:
+        self._files += 1
+        if self.max_files is not None and self._files > self.max_files:
+            raise TreeTooLarge(self._root, "files", self.max_files)
+
+    def _count_bytes(self, size: int) -> None:
+        self._bytes += size
+        if self.max_bytes is not None and self._bytes > self.max_bytes:
+            raise TreeTooLarge(self._root, "bytes", self.max_bytes)
 
     def _check_utf8(self, text: str, prefix: str) -> None:
         try:

@@ -35,7 +35,7 @@ CREATE TABLE files (
     digest BLOB PRIMARY KEY, touched INTEGER NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
     ctime_ns INTEGER NOT NULL, inode INTEGER NOT NULL, verified_ns INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE actions (
-    id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, created REAL NOT NULL, used INTEGER NOT NULL,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, created REAL NOT NULL, used INTEGER NOT NULL,
     kind TEXT NOT NULL, body BLOB NOT NULL, checksum BLOB NOT NULL, preimage BLOB NOT NULL);
 """
 
@@ -249,6 +249,8 @@ class Index:
             return error
         if primary in _DAMAGE or code == sqlite3.SQLITE_IOERR_SHORT_READ:
             return _Damaged(self._inode, str(error))
+        if primary == sqlite3.SQLITE_CANTOPEN and not self._layout.index.exists():
+            return _Damaged(self._inode, "it is gone")
         if primary == sqlite3.SQLITE_READONLY and writable:
             # The file may be written to, but its header says otherwise.
             return _Damaged(self._inode, str(error))

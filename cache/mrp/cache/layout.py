@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mrp.cache.digest import Digest
+from mrp.cache.digest import Digest, parse_digest
 from mrp.cache.errors import CacheError, explained, not_writable
 
 FORMAT_VERSION = 1
@@ -151,6 +151,15 @@ class Layout:
             yield
         finally:
             os.close(descriptor)
+
+
+def is_digest_name(name: str) -> bool:
+    """Whether a file name is that of a large blob."""
+    try:
+        parse_digest(name)
+    except ValueError:
+        return False
+    return True
 
 
 def newer_format(root: Path, version: int) -> CacheError:

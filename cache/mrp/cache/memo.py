@@ -5,6 +5,7 @@ be deleted at any time.
 """
 
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from mrp.cache.digest import Digest, digest_bytes
 SIZE_LIMIT = 256 * 1024 * 1024
 """Bytes; the least recently stored memos go first."""
 
+_MAX_FAILURES = 3
+
 
 class Memo:
     """Memos in one folder. Safe to use from many threads and processes."""
@@ -22,30 +25,24 @@ class Memo:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._cache: Any = None
-        self._broken = False
+        self._failures = 0
 
     def get(self, key: Digest) -> Json | None:
         """The value under `key`, or None."""
+        stored = self._attempt(lambda cache: cache.get(key))
         try:
-            stored = self._opened().get(key)
-            if stored is None:
-                return None
             check, text = stored
             if digest_bytes(f"{key}{text}".encode()) == check:
                 return parse_canonical(text)
-        except Exception:
-            # Which exceptions a damaged diskcache raises is not documented; all of them mean "not known".
-            self._start_anew()
+        except (TypeError, ValueError):
+            pass
         return None
 
     def put(self, key: Digest, value: Json) -> None:
         """Remember `value`, if that is possible. Raises TypeError and ValueError for what has no canonical form."""
         text = canonical_text(value)
         check = digest_bytes(f"{key}{text}".encode())
-        try:
-            self._opened().set(key, [check, text])
-        except Exception:
-            self._start_anew()
+        self._attempt(lambda cache: cache.set(key, [check, text]))
 
     def close(self) -> None:
         """Close the files. Idempotent."""
@@ -54,25 +51,31 @@ class Memo:
                 self._cache.close()
             self._cache = None
 
-    def _opened(self) -> Any:
-        if self._cache is None:
-            if self._broken:
-                raise OSError("the memos of this process were damaged twice")
-            import diskcache
+    def _attempt(self, work: Callable[[Any], Any]) -> Any:
+        if self._failures >= _MAX_FAILURES:
+            return None
+        try:
+            if self._cache is None:
+                self._cache = _open(self._folder)
+            return work(self._cache)
+        except Exception:
+            # Which exceptions a damaged diskcache raises is not documented; all of them mean "not known".
+            self._failures += 1
+            self.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+        return None
 
-            self._cache = diskcache.Cache(
-                str(self._folder),
-                disk=diskcache.JSONDisk,
-                disk_compress_level=1,
-                eviction_policy="least-recently-stored",
-                size_limit=SIZE_LIMIT,
-                timeout=5,
-                # A mapped database that is cut short would kill the process.
-                sqlite_mmap_size=0,
-            )
-        return self._cache
 
-    def _start_anew(self) -> None:
-        self._broken = self._cache is None
-        self.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+def _open(folder: Path) -> Any:
+    import diskcache
+
+    return diskcache.Cache(
+        str(folder),
+        disk=diskcache.JSONDisk,
+        disk_compress_level=1,
+        eviction_policy="least-recently-stored",
+        size_limit=SIZE_LIMIT,
+        timeout=10,
+        # A mapped database that is cut short would kill the process.
+        sqlite_mmap_size=0,
+    )

@@ -41,8 +41,8 @@ class Checker:
     def check(self, resolved: Resolved) -> None:
         """Reports all that is wrong with one unit."""
         unit = resolved.unit
-        for location, text in _conditions(unit):
-            self._condition(unit, location, text)
+        for field, text in _conditions(unit):
+            check_condition(unit.node, (field,), text, unit.span(field), self.problems)
         for expansion in resolved.files_below("schema"):
             self._schema(unit, expansion.files[0])
         for location, text in _commands(unit):
@@ -67,9 +67,6 @@ class Checker:
                 self._sink(unit, unit.document)
             case documents.Model():
                 self._sampling(unit, unit.document)
-
-    def _condition(self, unit: Unit, location: tuple[str, ...], text: str) -> None:
-        check_condition(unit.node, location, text, unit.span(*location), self.problems)
 
     def _schema(self, unit: Unit, path: str) -> None:
         """A JSON Schema that can be read; what it demands is checked against records when they are there."""
@@ -107,10 +104,10 @@ class Checker:
                 self.problems.add(place, problem, "agents see only public fields")
         model = self.resolved(resolved.label("model") or "")
         if model is not None and isinstance(model.unit.document, documents.Model):
-            for location, text in _texts(("sampling",), model.unit.document.sampling):
+            for _, text in _texts(("sampling",), model.unit.document.sampling):
                 for part in _names(text):
                     if part.path[0] == "params" and len(part.path) > 1 and part.path[1] not in params:
-                        message = f"{model.unit.label} uses `${{{part}}}` in its {location[0]}, which this rollout lacks"
+                        message = f"{model.unit.label} uses `${{{part}}}` in its sampling, which this rollout lacks"
                         self.problems.add(unit.span("model"), message, f"add `{part.path[1]}` to params or matrix")
 
     def _datasets(self, label: str | None) -> Iterator[DatasetTask]:
@@ -150,7 +147,7 @@ class Checker:
             place = unit.span("outs", number)
             safe = safe_relative(out)
             if safe is None or str(safe) != out:
-                self.problems.add(place, f"the output `{out}` is no plain path below the package", "like out/result.txt")
+                self.problems.add(place, f"the output `{out}` is no plain path below the package", "like out/a.txt")
                 continue
             if posixpath.join(unit.package, out) in sources:
                 self.problems.add(place, f"`{out}` is a source and an output of {unit.label}", "write to another file")
@@ -224,9 +221,7 @@ class Checker:
         return names
 
 
-def check_condition(
-    node: Node, location: tuple[str | int, ...], text: str, span: Span, problems: Problems
-) -> None:
+def check_condition(node: Node, location: tuple[str | int, ...], text: str, span: Span, problems: Problems) -> None:
     """Reports what is wrong with the expression at `location` of `node`, at its column where that can be told."""
     from mrp.specs.expressions import ExpressionError, parse_condition
 
@@ -253,11 +248,11 @@ def _column(
     return span._replace(column=span.column + quotes // 2 + column - 1, end_column=0)
 
 
-def _conditions(unit: Unit) -> Iterator[tuple[tuple[str, ...], str]]:
+def _conditions(unit: Unit) -> Iterator[tuple[str, str]]:
     for field in ("where", "expect", "select", "gate"):
         text = getattr(unit.document, field, None)
         if isinstance(text, str):
-            yield (field,), text
+            yield field, text
 
 
 def _commands(unit: Unit) -> Iterator[tuple[tuple[str | int, ...], str]]:

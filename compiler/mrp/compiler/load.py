@@ -47,10 +47,10 @@ class RawTarget:
 
 @dataclass(frozen=True)
 class Packages:
-    """All targets by label, the packages' folders, and the digests of the files that declare them."""
+    """All targets by label, the packages' folders (`known`), and the digests of the files that declare them."""
 
     targets: dict[str, RawTarget]
-    folders: tuple[str, ...]
+    known: frozenset[str]
     documents: dict[str, Digest]
 
 
@@ -60,7 +60,7 @@ def load_packages(root: Path, tree: WorkspaceTree, problems: Problems, memory: M
     folders = tuple(_package_folders(tree, problems))
     for folder in folders:
         loader.package(folder)
-    return Packages(loader.targets, folders, loader.documents)
+    return Packages(loader.targets, frozenset(folders), loader.documents)
 
 
 def _package_folders(tree: WorkspaceTree, problems: Problems) -> Iterator[str]:

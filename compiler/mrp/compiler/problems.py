@@ -1,6 +1,7 @@
 """All that is wrong with a workspace, gathered while it is read, so that a user sees it in one go."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from mrp.specs.errors import Diagnostic, PolicyError, Span, SpecError
 from mrp.specs.yaml import Sources
@@ -22,9 +23,10 @@ class Problems:
         """Errors that another room found."""
         self._found.extend(diagnostics)
 
-    def refuse(self, span: Span, message: str, hint: str = "") -> None:
-        """One thing that policy does not allow, written at `span`."""
-        self._refused.append(self.sources.diagnostic(span, message, hint))
+    def refuse(self, span: Span, message: str, hint: str = "", *, show: bool = True) -> None:
+        """One thing that policy does not allow, written at `span`; `show` is false where its line must not be shown."""
+        found = self.sources.diagnostic(span, message, hint)
+        self._refused.append(found if show else replace(found, source=""))
 
     def __len__(self) -> int:
         return len(self._found) + len(self._refused)

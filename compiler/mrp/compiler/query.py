@@ -106,7 +106,8 @@ class _Evaluation:
             hint = did_you_mean(call.function, FUNCTIONS) or f"the functions are {', '.join(FUNCTIONS)}"
             raise QueryError(f"`{call.function}` is not a function", call.column, hint)
         if not function.takes_many(len(call.arguments)):
-            message = f"`{call.function}` does not take {len(call.arguments)} arguments"
+            given = "1 argument" if len(call.arguments) == 1 else f"{len(call.arguments)} arguments"
+            message = f"`{call.function}` does not take {given}"
             raise QueryError(message, call.column, f"write `{function.usage(call.function)}`")
         arguments: list[Any] = []
         for position, argument in enumerate(call.arguments):

@@ -67,8 +67,9 @@ class FileUse:
 
 
 def role_of(location: Location) -> str:
-    """The field that a location leads to, without positions in lists: `grade.operator`."""
-    return ".".join(step for step in location if isinstance(step, str))
+    """The field that a location leads to, without positions in lists and keys of mappings: `layers.copy`."""
+    words = [step for step in location if isinstance(step, str)]
+    return ".".join(words[: words.index("copy") + 1] if "copy" in words else words)
 
 
 def label_uses(unit: Unit) -> Iterator[LabelUse]:

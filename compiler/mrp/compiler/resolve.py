@@ -31,6 +31,8 @@ class Resolved:
     unit: Unit
     labels: Mapping[Location, tuple[str, ...]] = field(default_factory=dict)
     files: Mapping[Location, Expansion] = field(default_factory=dict)
+    whole: bool = True
+    """Whether all that the unit names was found, so that it can become a task."""
 
     def label(self, *location: str | int) -> str | None:
         """The one label that the field at `location` names, None when it is not written."""
@@ -88,6 +90,7 @@ class Index:
 
 def resolve_unit(unit: Unit, index: Index, tree: WorkspaceTree, problems: Problems) -> Resolved:
     """What the fields of `unit` name; what is wrong goes to `problems`, and is left out."""
+    before = len(problems)
     labels: dict[Location, tuple[str, ...]] = {}
     for use in label_uses(unit):
         try:
@@ -100,7 +103,7 @@ def resolve_unit(unit: Unit, index: Index, tree: WorkspaceTree, problems: Proble
             files[file.location] = _expansion(file, unit, tree)
         except GlobError as error:
             problems.add(file.span, f"`{file.role}` of {unit.target.label}: {error.message}", error.hint)
-    return Resolved(unit, labels, files)
+    return Resolved(unit, labels, files, whole=len(problems) == before and all(labels.values()))
 
 
 def _labels(use: LabelUse, unit: Unit, index: Index) -> tuple[str, ...]:

@@ -314,7 +314,7 @@ def _csv_rows(path: str, data: bytes, faults: Faults) -> Iterator[Row]:
             if len(values) == len(header):
                 yield Row(path, line, dict(zip(header, values, strict=True)))
             else:
-                fault = BadData(f"this row has {len(values)} values, and the header names {len(header)}", line)
+                fault = BadData(f"the header names {len(header)} fields, and this row has {len(values)}", line)
                 faults.append(fault.diagnostic(path))
         line = reader.line_num + 1
     if header is None:

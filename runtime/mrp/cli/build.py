@@ -91,7 +91,8 @@ def _show_results(report: "BuildReport", root: Path, screen: Screen) -> None:
         if "result.md" in target.outputs and page.is_file() and page.stat().st_size <= _MAX_PAGE:
             screen.answer(page.read_text(encoding="utf-8", errors="replace"))
         marks = [word for word, is_so in (("partial", target.partial), ("failed", target.status == "failed")) if is_so]
-        screen.answer(f"{label} -> {folder.relative_to(root)}/{f' ({", ".join(marks)})' if marks else ''}")
+        marked = f" ({', '.join(marks)})" if marks else ""
+        screen.answer(f"{label} -> {folder.relative_to(root)}/{marked}")
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def _compile(arguments: argparse.Namespace, screen: Screen) -> int:
         "policy_report.json": canonical_bytes(compiled.policy_report),
     }
     for name, data in files.items():
-        (folder / name).write_bytes(data + b"\n")
+        (folder / name).write_bytes(data)
     tasks = len(compiled.plan.tasks)
     if screen.json:
         screen.document({"folder": str(folder), "files": sorted(files), "tasks": tasks})

@@ -71,15 +71,15 @@ class Gathered:
 
     def tree(self) -> Digest:
         """The tree of all files, with links replaced by what they lead to."""
+        for path in (*self.files, *self.links):
+            folder = path.rpartition("/")[0]
+            while folder:
+                if folder in self.files or folder in self.links:
+                    raise BuildFailed(f"{self.name} holds {folder!r} both as a folder and as something else")
+                folder = folder.rpartition("/")[0]
         files = dict(self.files)
         for path, target in self.links.items():
             files.update(_followed(self.name, path, target, self.files, self.links))
-        for path in files:
-            folder = path.rpartition("/")[0]
-            while folder:
-                if folder in files:
-                    raise BuildFailed(f"{self.name} holds {folder!r} both as a file and as a folder")
-                folder = folder.rpartition("/")[0]
         return self.store.put_tree(files)
 
     def _put(self, stream: IO[bytes]) -> Digest:

@@ -309,7 +309,7 @@ class Coordinator:
                 return
             self._money.reserve(action.label, action.usd, action.tokens)
             reason = self._reasons.pop(action.key, "")
-            self._emit(ItemStarted(action.label, action.item, action.kind.value, reason))
+            self._emit(ItemStarted(action.label, action.item, action.kind.value, reason, action.key))
             self._engine.submit(action)
 
     def _absorb(self, finished: list[Executed]) -> None:

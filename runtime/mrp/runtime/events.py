@@ -42,6 +42,7 @@ class ItemStarted:
     item: str
     kind: str
     reason: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,9 @@ def _file(spec: FetchSpec, workspace: Path, folder: Path, token: str | None) -> 
 def _file_tree(spec: FetchSpec, file: Path, store: Store, *, unpack: bool) -> Digest:
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
+        size = stream.tell()
+    if spec.size is not None and size != spec.size:
+        raise BuildFailed(f"{_shown(spec)} has {size} bytes, and `size` says {spec.size}")
     if found != spec.sha256:
         raise BuildFailed(
             f"{_shown(spec)} has sha256 {found}, and {spec.sha256} was pinned; if the new content is right, pin it"
@@ -98,12 +101,15 @@ def _download(spec: FetchSpec, url: str, file: Path, token: str | None) -> Path:
     try:
         with urlopen(request, timeout=_ANSWER_TIMEOUT) as answer, file.open("wb") as target:
             _copy(spec, answer, target)
+            left = getattr(answer, "length", None)
     except HTTPError as error:
         retryable = error.code >= 500 or error.code in _TRY_LATER
         raise InfraError(f"{_shown(spec)} answered {error.code} {error.reason}", retryable=retryable) from None
     except (URLError, http.client.HTTPException, OSError) as error:
         reason = error.reason if isinstance(error, URLError) else error
         raise InfraError(f"{_shown(spec)} cannot be downloaded: {reason}") from None
+    if left:
+        raise InfraError(f"{_shown(spec)} cannot be downloaded: the answer broke off {left} bytes before its end")
     return file
 
 
@@ -114,8 +120,6 @@ def _copy(spec: FetchSpec, source: IO[bytes], target: IO[bytes]) -> None:
         if spec.size is not None and size > spec.size:
             raise BuildFailed(f"{_shown(spec)} is larger than the {spec.size} bytes that `size` says")
         target.write(data)
-    if spec.size is not None and size != spec.size:
-        raise BuildFailed(f"{_shown(spec)} has {size} bytes, and `size` says {spec.size}")
 
 
 # -- pypi --------------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ class Origins:
         found: dict[str, list[str]] = {}
         for plan in self._plans:
             for task in plan.tasks:
-                for source in _source_files(task):
+                for source in source_files(task):
                     found.setdefault(source.digest, []).append(source.path)
         return found
 
@@ -159,6 +159,18 @@ def decoded(item: str) -> str:
     from urllib.parse import unquote
 
     return unquote(item)
+
+
+def source_files(value: Any) -> Iterator[SourceFile]:
+    """Every source file that a part of a plan names."""
+    if isinstance(value, SourceFile):
+        yield value
+    elif is_dataclass(value):
+        for item in fields(value):
+            yield from source_files(getattr(value, item.name))
+    elif isinstance(value, tuple):
+        for inner in value:
+            yield from source_files(inner)
 
 
 def _record_part(change: Change) -> str:
@@ -211,17 +223,6 @@ def _common_tail(path: str, other: str) -> int:
             break
         count += 1
     return count
-
-
-def _source_files(value: Any) -> Iterator[SourceFile]:
-    if isinstance(value, SourceFile):
-        yield value
-    elif is_dataclass(value):
-        for item in fields(value):
-            yield from _source_files(getattr(value, item.name))
-    elif isinstance(value, tuple):
-        for inner in value:
-            yield from _source_files(inner)
 
 
 def _id_of(line: bytes, id_field: str) -> str | None:

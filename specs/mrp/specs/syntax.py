@@ -75,7 +75,8 @@ def _cannot_start(span: Span, line: str) -> tuple[Span, str, str]:
     character = line[span.column - 1 : span.column]
     if character == "\t":
         return span, "a tab cannot indent", "use spaces"
-    return _wide(span, character), f"`{character}` cannot start a value", _QUOTE
+    shown = "a backquote" if character == "`" else f"`{character}`"
+    return _wide(span, character), f"{shown} cannot start a value", _QUOTE
 
 
 def _no_content(span: Span, line: str) -> tuple[Span, str, str]:

@@ -301,7 +301,8 @@ def _spelling_hint(wanted: Type | None, value: Json, word: str) -> str:
     if str in types and not isinstance(value, str) and not wanted.marks(LabelRef):
         return f'write "{word}" with quotes'
     if bool in types and isinstance(value, str) and value.lower() in _YES_AND_NO:
-        return f"write {'true' if value.lower() in ('yes', 'on', 'y', 'true') else 'false'}, without quotes"
+        meant = "true" if value.lower() in ("yes", "on", "y", "true") else "false"
+        return f"write {meant} without quotes" if value.lower() == meant else f"write {meant}"
     if types & {int, Decimal} and isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
         return f"write {value} without quotes"
     if list in types and isinstance(value, str):

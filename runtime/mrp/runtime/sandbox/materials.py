@@ -66,7 +66,8 @@ class Materials:
                 return
             oldest, _ = self._idle.popitem(last=False)
             del self._making[oldest]
-            discarded = self._root / f".{oldest}"
+            self._made += 1
+            discarded = self._root / f".{self._made}"
             if not (self._root / oldest).exists():
                 return
             (self._root / oldest).chmod(0o755)

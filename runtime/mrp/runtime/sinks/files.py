@@ -51,10 +51,11 @@ class FilesSink:
                 f"{self.shown} exists with other content, and the sink's mode is create;"
                 " move it away or use mode replace"
             )
-        for path in sorted(set(wanted) - set(held)):
+        new = sorted(set(wanted) - set(held)) if self.mode == "append" else sorted(wanted)
+        for path in new:
             _check_place(path, wanted, self.label)
         if self.mode == "append":
-            return Staged(listing_digest(wanted), lambda: self._add(sorted(set(wanted) - set(held)), wanted, read))
+            return Staged(listing_digest(wanted), lambda: self._add(new, wanted, read))
         return Staged(listing_digest(wanted), lambda: self._replace(wanted, read))
 
     def _wanted(self, content: Content) -> tuple[Listing, Callable[[str], bytes]]:

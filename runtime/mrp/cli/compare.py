@@ -1,0 +1,267 @@
+"""`mrp diff` compares two runs; `mrp check` and `mrp replay` make another one, in a throw-away cache, to compare with."""
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mrp.cli.build import run_build
+from mrp.cli.flags import add_compile_flags, add_engine_flags, build_options, need_targets
+from mrp.cli.progress import where
+from mrp.cli.screen import Screen
+from mrp.cli.workspace import find_root, open_store, state_folder
+from mrp.specs.errors import UsageError
+
+if TYPE_CHECKING:
+    from mrp.cache.store import Store
+    from mrp.runtime.build import BuildOptions, BuildReport
+    from mrp.runtime.diff import DiffReport, Divergence
+    from mrp.runtime.runs import DigestLine
+    from mrp.specs.ir import Plan
+
+_SHOWN = 20
+_NOT_MIRRORED = (".mrp", "mrp-out")
+
+
+def configure_diff(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("old", help="a run: its id, its start, last, last~1, ...")
+    parser.add_argument("new", nargs="?", default="last", help="the run to compare it with (default: last)")
+
+
+def configure_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="labels and patterns")
+    parser.add_argument("--runs", type=int, default=2, metavar="N", help="how often to build (default: 2)")
+    add_compile_flags(parser)
+    add_engine_flags(parser)
+
+
+def configure_replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run", nargs="?", default="last", help="a run's id or its start, last (the default), last~1, ..."
+    )
+    add_engine_flags(parser)
+
+
+def run(arguments: argparse.Namespace, screen: Screen) -> int:
+    verbs = {"diff": _diff, "check": _check, "replay": _replay}
+    return verbs[arguments.verb](arguments, screen)
+
+
+# -- diff --------------------------------------------------------------------------------------------------------
+
+
+def _diff(arguments: argparse.Namespace, screen: Screen) -> int:
+    from mrp.runtime.diff import Kind, diff_runs
+    from mrp.runtime.runs import find_run, read_digests
+
+    state = state_folder(find_root())
+    old, new = find_run(state, arguments.old), find_run(state, arguments.new)
+    store = open_store()
+    try:
+        plans = [_recorded_plan(folder, store) for folder in (old, new)]
+        order = [task.label for plan in reversed(plans) if plan is not None for task in plan.tasks]
+        before, after = list(read_digests(old)), list(read_digests(new))
+        report = diff_runs(before, after, list(dict.fromkeys(order)))
+        first = report.first
+        roots = _roots(first, before, after, plans, store) if first is not None and first.kind is not Kind.BYTES else []
+    finally:
+        store.close()
+    if screen.json:
+        screen.document({"old": old.name, "new": new.name, **report.to_json(), "roots": roots})
+    _show(report, roots, screen)
+    return 1 if first is not None else 0
+
+
+def _roots(
+    first: "Divergence",
+    before: "list[DigestLine]",
+    after: "list[DigestLine]",
+    plans: "list[Plan | None]",
+    store: "Store",
+) -> list[str]:
+    """What a person changed to make the first action differ."""
+    from mrp.cache.digest import ActionKey, Digest
+    from mrp.runtime.origins import Origins
+    from mrp.runtime.why import Explainer, Identity, Known, Side
+
+    def side(lines: "list[DigestLine]") -> Side:
+        keys = {(line.label, line.item, line.kind): line.key for line in lines}
+
+        def known(identity: Identity) -> Known | None:
+            key = keys.get(identity)
+            return None if key is None else Known(key, store.preimage(ActionKey(Digest(key))))
+
+        return known
+
+    explainer = Explainer(store, side(before), side(after), Origins(store, plans[1], plans[0]))
+    return explainer.explain(first.identity).roots()
+
+
+def _show(report: "DiffReport", roots: list[str], screen: Screen) -> None:
+    from mrp.runtime.diff import MEANING, Kind
+
+    first = report.first
+    if first is None:
+        screen.answer(f"the same: {report.same} actions with equal keys and equal bytes")
+        return
+    label, item, kind = first.identity
+    screen.answer(f"first difference: {where(label, item)} {kind}: {MEANING[first.kind]}")
+    for root in roots:
+        screen.answer(f"  {root}")
+    for which in Kind:
+        found = report.of_kind(which)
+        if found:
+            screen.answer(f"{len(found)} with {which.value}: {MEANING[which]}")
+            for divergence in found if screen.verbose else found[:_SHOWN]:
+                name = where(*divergence.identity[:2])
+                outcomes = [line.outcome for line in (divergence.old, divergence.new) if line is not None]
+                told = " -> ".join(dict.fromkeys(outcomes))
+                screen.answer(f"  {name} {divergence.identity[2]} ({told})")
+            if len(found) > _SHOWN and not screen.verbose:
+                screen.answer(f"  and {len(found) - _SHOWN} more (-v shows all)")
+    screen.answer(f"{report.same} actions are the same")
+
+
+# -- check and replay --------------------------------------------------------------------------------------------
+
+
+def _check(arguments: argparse.Namespace, screen: Screen) -> int:
+    from mrp.compiler.compile import compile_workspace
+    from mrp.runtime.build import open_state
+    from mrp.runtime.diff import diff_runs
+
+    need_targets(arguments)
+    if arguments.runs < 2:
+        raise UsageError(f"--runs {arguments.runs}: comparing needs at least 2")
+    root = find_root()
+    chosen = build_options(arguments, root)
+    with open_state(chosen) as (store, digests):
+        plan = compile_workspace(root, chosen.targets, config=chosen.config, params=chosen.params, digests=digests).plan
+        order = [task.label for task in plan.tasks]
+        lines: list[list[DigestLine]] = []
+        for number in range(1, arguments.runs + 1):
+            screen.note(f"run {number} of {arguments.runs}")
+            report, found = _execute_anew(plan, chosen, store, screen)
+            if report.exit_code not in (0, 1):
+                screen.error(f"run {number} ended as {report.status}: {report.reason}")
+                return report.exit_code
+            lines.append(found)
+    reports = [diff_runs(lines[0], other, order) for other in lines[1:]]
+    return _verdict(reports, [f"run {number}" for number in range(2, arguments.runs + 1)], "run 1", screen)
+
+
+def _replay(arguments: argparse.Namespace, screen: Screen) -> int:
+    from mrp.runtime.diff import diff_runs
+    from mrp.runtime.runs import find_run, read_digests
+
+    root = find_root()
+    folder = find_run(state_folder(root), arguments.run)
+    recorded = list(read_digests(folder))
+    chosen = build_options(arguments, root)
+    store = open_store()
+    try:
+        plan = _recorded_plan(folder, store)
+        if plan is None:
+            raise UsageError(f"the plan of run {folder.name} is no longer in the cache, so it cannot be replayed")
+        report, lines = _execute_anew(plan, chosen, store, screen)
+    finally:
+        store.close()
+    if report.exit_code not in (0, 1):
+        screen.error(f"the replay ended as {report.status}: {report.reason}")
+        return report.exit_code
+    compared = [line for line in recorded if line.kind != "produce"]
+    return _verdict(
+        [diff_runs(compared, lines, [task.label for task in plan.tasks])], ["the replay"], f"run {folder.name}", screen
+    )
+
+
+def _verdict(reports: "list[DiffReport]", names: list[str], reference: str, screen: Screen) -> int:
+    """Name the culprit of the first report that differs; 0 when none does."""
+    from mrp.runtime.diff import MEANING
+
+    bad = [(name, report) for name, report in zip(names, reports, strict=True) if report.first is not None]
+    if screen.json:
+        screen.document(
+            {
+                "status": "failed" if bad else "ok",
+                "compared_with": reference,
+                "runs": [{"run": name, **report.to_json()} for name, report in zip(names, reports, strict=True)],
+            }
+        )
+    if not bad:
+        screen.answer(f"the same bytes in {reference} and {', '.join(names)}: {reports[0].same} actions")
+        return 0
+    name, report = bad[0]
+    first = report.first
+    assert first is not None
+    label, item, kind = first.identity
+    line = first.new or first.old
+    wall = "" if line is None or line.reproducible else " (a wall limit had a part in it)"
+    screen.answer(
+        f"{reference} and {name} differ in {len(report.divergences)} of"
+        f" {report.same + len(report.divergences)} actions\n"
+        f"culprit: {where(label, item)} {kind}: {MEANING[first.kind]}{wall}"
+    )
+    return 1
+
+
+def _execute_anew(
+    plan: "Plan", chosen: "BuildOptions", store: "Store", screen: Screen
+) -> "tuple[BuildReport, list[DigestLine]]":
+    """Run a plan with nothing cached and nothing published: its cache, state and outputs are thrown away."""
+    from mrp.runtime.build import open_state, run_plan
+    from mrp.runtime.runs import read_digests
+
+    with _throw_away(chosen.root) as (mirror, cache):
+        options = replace(chosen, root=mirror, cache=cache, produce=False)
+
+        def execute(options: "BuildOptions") -> "BuildReport":
+            with open_state(options) as (fresh, digests):
+                _copy_sources(plan, store, fresh)
+                return run_plan(plan, options, fresh, digests)
+
+        report = run_build(screen, lambda **more: replace(options, **more), execute)
+        return report, list(read_digests(report.folder))
+
+
+@contextmanager
+def _throw_away(root: Path) -> Iterator[tuple[Path, Path]]:
+    """A folder that shows the workspace through links, without its state and outputs; and a place for a cache."""
+    folder = Path(tempfile.mkdtemp(prefix="mrp-anew-"))
+    mirror = folder / "workspace"
+    try:
+        mirror.mkdir()
+        for entry in root.iterdir():
+            if entry.name not in _NOT_MIRRORED:
+                (mirror / entry.name).symlink_to(entry)
+        yield mirror, folder / "cache"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copy_sources(plan: "Plan", store: "Store", fresh: "Store") -> None:
+    """Give a new cache the source files that the old one still has; the workspace serves the others if unchanged."""
+    from mrp.cache.errors import MissingBlob
+    from mrp.runtime.origins import source_files
+
+    for digest in {source.digest for task in plan.tasks for source in source_files(task)}:
+        try:
+            fresh.put_file(store.blob_path(digest), digest=digest)
+        except MissingBlob:
+            continue
+
+
+def _recorded_plan(folder: Path, store: "Store") -> "Plan | None":
+    from mrp.cache.digest import Digest
+    from mrp.cache.errors import MissingBlob
+    from mrp.runtime.runs import read_record
+    from mrp.specs.ir import parse_plan
+
+    try:
+        return parse_plan(store.get_bytes(Digest(read_record(folder)["plan"])))
+    except (MissingBlob, KeyError):
+        return None

@@ -1,0 +1,74 @@
+"""Compiling and deciding without executing: what plan, cost and why have in common."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mrp.cache.canonical import Json
+    from mrp.cache.filestats import FileDigests
+    from mrp.cache.store import Store
+    from mrp.rules.rule import RuleContext, Value
+    from mrp.runtime.build import BuildOptions
+    from mrp.runtime.decide import Demand
+    from mrp.runtime.plan_report import PlanReport
+    from mrp.specs.ir import Plan
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A compiled plan, what a build of it would do, and the store, open while it is used."""
+
+    plan: "Plan"
+    report: "PlanReport"
+    store: "Store"
+
+
+@contextmanager
+def planned(options: "BuildOptions") -> Iterator[Planned]:
+    """Compile `options.targets` and decide on every action. Raises what build raises before it executes."""
+    from mrp.compiler.compile import compile_workspace
+    from mrp.runtime.build import _adapted, open_state
+    from mrp.runtime.plan_report import report_plan
+
+    with open_state(options) as (store, digests):
+        compiled = compile_workspace(
+            options.root, options.targets, config=options.config, params=options.params, digests=digests
+        )
+        plan = _adapted(compiled.plan, options)
+        planning = _Planning(plan, options, store, digests)
+        yield Planned(plan, report_plan(plan, planning.context, store, planning.demand), store)
+
+
+@dataclass(frozen=True)
+class _Planning:
+    """What rules and decisions are told, the same as in a build."""
+
+    plan: "Plan"
+    options: "BuildOptions"
+    store: "Store"
+    digests: "FileDigests"
+
+    def context(self, values: "Mapping[str, Value]") -> "RuleContext":
+        from mrp.rules.rule import RuleContext
+        from mrp.runtime.build import _selection
+        from mrp.runtime.images.host import describe_host
+        from mrp.runtime.sdk_tree import sdk_tree
+        from mrp.runtime.sources import Sources
+
+        def host(toolchain: tuple[str, ...]) -> "Json":
+            return describe_host(toolchain, self.digests)
+
+        sources = Sources(self.options.root, self.store)
+        selection = _selection(self.plan, self.options)
+        return RuleContext(self.store, values, host, sources.bring, lambda: sdk_tree(self.store), selection)
+
+    def demand(self, label: str) -> "Demand":
+        from mrp.runtime.decide import Demand
+        from mrp.specs.labels import parse_label, parse_pattern
+
+        rebuild = not label.startswith("builtin:") and any(
+            parse_pattern(pattern).matches(parse_label(label)) for pattern in self.options.rebuild
+        )
+        return Demand(self.plan.policy.isolation, rebuild, self.options.retry_limits)

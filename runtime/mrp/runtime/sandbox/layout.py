@@ -1,0 +1,213 @@
+"""Layout: which file system a process finds, as steps, from its image and its mounts."""
+
+import os
+import posixpath
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from mrp.cache.canonical import Json, parse_canonical
+from mrp.cache.checkout import CHECKOUT_TIME
+from mrp.cache.digest import Digest
+from mrp.cache.store import Store
+from mrp.runtime.images.host import SEARCH_PATH, host_env, host_program, host_steps
+from mrp.runtime.sandbox.materials import Materials
+from mrp.runtime.sandbox.steps import Step
+from mrp.specs.errors import InfraError
+from mrp.specs.work import OUT, WORK, Mount, Process
+
+DEFAULT_ENV = {
+    "HOME": WORK,
+    "LANG": "C.UTF-8",
+    "PATH": SEARCH_PATH,
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONHASHSEED": "0",
+    "TMPDIR": "/tmp",
+    "TZ": "UTC",
+}
+"""What every process finds in its environment unless its image, sandbox or own environment says otherwise."""
+
+_ROOT_FOLDERS = ("/tmp", "/run", "/var/tmp", "/home", "/opt", "/srv", "/mnt")
+_RESOLVER_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/services", "/etc/protocols", "/etc/gai.conf")
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """An image as this machine shows it: `steps` of its own files, and facts that processes in it need.
+
+    python: the path, on this machine and in the sandbox, of the image's python3; None when it has none.
+    """
+
+    steps: tuple[Step, ...]
+    layers: Path | None
+    env: Mapping[str, str]
+    uid: int
+    gid: int
+    python: str | None
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The folders of one process on this machine: guest path -> folder; `steps` bind them, shallow ones first."""
+
+    writable: Mapping[str, Path]
+    read_only: Mapping[str, Path]
+    steps: tuple[Step, ...]
+
+    def all(self) -> dict[str, Path]:
+        return {**self.writable, **self.read_only}
+
+
+def view_image(digest: Digest, store: Store, materials: Materials, stack: ExitStack) -> ImageView:
+    """Read an image's description and lay out what it adds; `stack` holds on to the folders.
+
+    Raises InfraError for bases that only other backends can show.
+    """
+    description: Json = parse_canonical(store.get_bytes(digest))
+    base = description["base"]
+    if not isinstance(base, Mapping) or "host" not in base:
+        raise InfraError(
+            "this image is not made of the machine's own system, which is all that the local sandbox can show; "
+            "use `base: host`",
+            retryable=False,
+        )
+    steps: list[Step] = []
+    stack.enter_context(materials.use(f"host-{digest}", lambda folder: steps.extend(host_steps(base, folder))))
+    layers = None
+    if description["layers"]:
+        tree = store.merge_trees(description["layers"])
+        layers = stack.enter_context(materials.use(tree, lambda folder: store.checkout(tree, folder, writable=False)))
+    uid, gid = (int(part) for part in description["user"].split(":"))
+    env = {**host_env(base), **description["env"]}
+    root = materials.folder(f"host-{digest}")
+    return ImageView(tuple(_moved(steps, root)), layers, env, uid, gid, host_program(base, "python3"))
+
+
+def environment(process: Process, view: ImageView, secrets: Mapping[str, str]) -> dict[str, str]:
+    """The whole environment of a process; the later of image, sandbox, process and secrets wins."""
+    env = {**DEFAULT_ENV, **view.env, **process.box.env, **process.env, **secrets}
+    if process.entry is not None:
+        env |= {"MRP_ENTRY": process.entry, "MRP_ROLE": process.role}
+    return env
+
+
+def lay_out(
+    process: Process, place: Path, store: Store, materials: Materials, stack: ExitStack, *, execute: bool
+) -> Folders:
+    """Make the folders of a process below `place`: fresh copies where it may write, shared ones elsewhere.
+
+    `execute` tells whether programs in them can be run. Raises InfraError for mounts that cannot be made.
+    """
+    mounts = {mount.path: mount for mount in process.mounts}
+    for path in (WORK, OUT, *process.outputs):
+        mounts.setdefault(path, Mount(path, store.put_tree({}), writable=True))
+    for path in mounts:
+        _check_mount(path)
+    writable: dict[str, Path] = {"/tmp": place / "tmp"}
+    read_only: dict[str, Path] = {}
+    (place / "tmp").mkdir()
+    for number, (path, mount) in enumerate(sorted(mounts.items())):
+        if mount.writable:
+            folder = place / f"w{number}"
+            store.checkout(mount.tree, folder, writable=True)
+            writable[path] = folder
+        else:
+            tree = mount.tree
+            read_only[path] = stack.enter_context(
+                materials.use(tree, lambda folder, tree=tree: store.checkout(tree, folder, writable=False))  # type: ignore[misc]
+            )
+    steps = []
+    for path, folder in sorted({**writable, **read_only}.items()):
+        _make_mount_point(path, writable, read_only)
+        steps.append(Step("bind", path, str(folder), writable=path in writable, execute=execute))
+    return Folders(writable, read_only, tuple(steps))
+
+
+def root_steps(view: ImageView, private: Path, points: Iterable[str], network: bool, shared_memory: int) -> list[Step]:
+    """The steps for all that is the same for every process in an image; `private` is where system_files wrote.
+
+    `points` are the paths that will be mounted on. `shared_memory` is the size of /dev/shm in bytes.
+    """
+    steps = [Step("dir", path) for path in _ROOT_FOLDERS]
+    steps += view.steps
+    steps += [Step("proc", "/proc"), Step("dev", "/dev", size=shared_memory)]
+    steps += [Step("bind", f"/etc/{name}", str(private / name)) for name in sorted(os.listdir(private))]
+    if network:
+        present = {step.path for step in steps}
+        steps += [Step("bind", path, path) for path in _RESOLVER_FILES if path not in present and os.path.exists(path)]
+    if view.layers is not None:
+        steps += _split(view.layers, "", set(points))
+    return steps
+
+
+def system_files(folder: Path, uid: int, gid: int) -> None:
+    """Write the files of /etc that mrp makes: who is who, and how names are looked up."""
+    folder.mkdir(parents=True)
+    people = f"root:x:0:0:root:/nonexistent:/bin/sh\nmrp:x:{uid}:{gid}:mrp:{WORK}:/bin/sh\n"
+    people += "nobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"
+    files = {
+        "passwd": people,
+        "group": f"root:x:0:\nmrp:x:{gid}:\nnogroup:x:65534:\n",
+        "hosts": "127.0.0.1 localhost mrp\n::1 localhost\n",
+        "hostname": "mrp\n",
+        "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+        "localtime": "",
+        "timezone": "Etc/UTC\n",
+    }
+    for name, text in files.items():
+        if text:
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def _split(folder: Path, guest: str, points: set[str]) -> list[Step]:
+    """Bind what a layer holds, in pieces where something else will be mounted within it."""
+    steps = []
+    for name in sorted(os.listdir(folder)):
+        path, source = f"{guest}/{name}", folder / name
+        if source.is_symlink():
+            steps.append(Step("link", path, str(source.readlink())))
+        elif source.is_dir() and (path in _ROOT_FOLDERS or any(point.startswith(f"{path}/") for point in points)):
+            steps.append(Step("dir", path))
+            steps += _split(source, path, points)
+        else:
+            steps.append(Step("bind", path, str(source)))
+    return steps
+
+
+def _check_mount(path: str) -> None:
+    reserved = ("/usr", "/bin", "/lib", "/lib64", "/sbin", "/etc", "/proc", "/dev", "/tmp")
+    if (
+        not path.startswith("/")
+        or path == "/"
+        or posixpath.normpath(path) != path
+        or any(path == place or path.startswith(f"{place}/") for place in reserved)
+    ):
+        raise InfraError(f"nothing can be mounted at {path} in a local sandbox; use another folder", retryable=False)
+
+
+def _make_mount_point(path: str, writable: Mapping[str, Path], read_only: Mapping[str, Path]) -> None:
+    """Make the folder that `path` is mounted on when it lies in another mount, following no symlink out of it."""
+    outer = max((other for other in {**writable, **read_only} if path.startswith(f"{other}/")), key=len, default=None)
+    if outer is None:
+        return
+    if outer in read_only:
+        raise InfraError(f"{path} cannot be mounted within {outer}, which is read-only", retryable=False)
+    folder = writable[outer]
+    for part in path[len(outer) + 1 :].split("/"):
+        folder = folder / part
+        try:
+            mode = folder.lstat().st_mode
+        except FileNotFoundError:
+            folder.mkdir()
+            os.utime(folder, (CHECKOUT_TIME, CHECKOUT_TIME))
+            continue
+        if not stat.S_ISDIR(mode):
+            raise InfraError(f"{path} cannot be mounted: {outer} holds something else there", retryable=False)
+
+
+def _moved(steps: Sequence[Step], folder: Path) -> Iterable[Step]:
+    return steps
+
+

@@ -1,0 +1,38 @@
+"""kill -9 of the whole process group, again and again: what was committed stays, and the end is that of a clean build."""
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from support.humaneval import humaneval, rows
+from support.places import kill_group
+
+SEED = 20261121
+
+
+@pytest.mark.slow
+def test_a_build_killed_twenty_times_ends_like_a_clean_one(tmp_path: Path) -> None:
+    clean = humaneval(tmp_path / "clean", rows())
+    started = time.monotonic()
+    clean.build("//jobs:eval")
+    whole = time.monotonic() - started
+
+    choose = random.Random(SEED)
+    place = humaneval(tmp_path / "killed", rows())
+    killed = 0
+    while killed < 20:
+        done = place.committed_keys()
+        process = place.start("build", "//jobs:eval")
+        time.sleep(choose.uniform(0.05, whole / 8))
+        if process.poll() is not None:
+            place.cache.rename(tmp_path / f"full-{killed}")
+        else:
+            kill_group(process)
+            killed += 1
+        started_again = place.started_keys(place.runs()[-1]) if place.runs() else set()
+        assert not started_again & done, "a finished action ran twice"
+    report = place.build("//jobs:eval")
+    assert report["failed"] == 0
+    assert place.digests() == clean.digests()
+    assert not list((place.folder / ".mrp/tmp").iterdir()), "scratch folders of dead runs are left"
