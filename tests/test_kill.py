@@ -1,4 +1,4 @@
-"""kill -9 of the whole process group, again and again: what was committed stays, and the end is that of a clean build."""
+"""kill -9 of the whole process group, again and again: what was committed stays, and the end is a clean build's."""
 
 import random
 import time

@@ -2,6 +2,7 @@
 
 import re
 from decimal import Decimal
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
@@ -109,7 +110,7 @@ def test_the_canonical_text_needs_no_quotes_and_no_second_look(label: Label) -> 
 @given(st.lists(any_label(), max_size=6))
 def test_labels_have_a_total_order_that_agrees_with_equality(found: list[Label]) -> None:
     ordered = sorted(found)
-    assert all(a <= b for a, b in zip(ordered, ordered[1:], strict=False))
+    assert all(a <= b for a, b in pairwise(ordered))
     assert all((a == b) == (not a < b and not b < a) for a in found for b in found)
 
 

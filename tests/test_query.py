@@ -1,6 +1,7 @@
 """Queries: each function on one small workspace, the errors, the outputs, and random queries read a second time."""
 
 import json
+import re
 import shutil
 import subprocess
 from decimal import Decimal
@@ -187,7 +188,7 @@ def test_what_queries_answer(query: str, answer: str) -> None:
         ("deps(builtin:host)", 6, "`builtin:host` is brought by mrp and no part of the graph"),
         ("dep(:eval)", 1, "`dep` is not a function (did you mean `deps`?)"),
         ("deps(:eval, 1, 2)", 1, "`deps` does not take 3 arguments (write `deps(targets[, count])`)"),
-        ("rdeps(:eval)", 1, "`rdeps` does not take 1 argument  (write `rdeps(targets, targets[, count])`)"),
+        ("rdeps(:eval)", 1, "`rdeps` does not take 1 argument (write `rdeps(targets, targets[, count])`)"),
         ("deps(:eval, -1)", 13, "`-` does not fit here"),
         ("deps(:eval, one)", 13, "`one` is not a number from 0 (write `deps(targets[, count])`)"),
         ("deps(:eval, (:all + :all))", 14, "a count is expected here, as one word"),
@@ -334,10 +335,17 @@ def test_mermaid_holds_nothing_that_ends_a_label() -> None:
     ]
 
 
+REFERENCE = (Path(__file__).parents[1] / "docs" / "query.md").read_text()
+
+
+@pytest.mark.parametrize("query", re.findall(r"^\| `.* \| `([^`]*\))` \|$", REFERENCE, re.MULTILINE))
+def test_the_examples_of_the_reference_have_an_answer(query: str) -> None:
+    assert ask(query)
+
+
 def test_every_function_is_in_the_reference() -> None:
-    reference = (Path(__file__).parents[1] / "docs" / "query.md").read_text()
-    missing = [name for name in FUNCTIONS if f"`{name}(" not in reference]
-    missing += [output for output in OUTPUTS if f"`{output}`" not in reference]
+    missing = [name for name in FUNCTIONS if f"`{name}(" not in REFERENCE]
+    missing += [output for output in OUTPUTS if f"`{output}`" not in REFERENCE]
     assert missing == []
 
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ["cache", "specs", "rules", "compiler", "runtime"]
-ALSO = {"sdk": "rules", "cli": "runtime"}
+ALSO = {"sdk": "rules", "cli": "runtime", "api": "runtime"}
 
 
 def imports_of(path: Path) -> set[str]:

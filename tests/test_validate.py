@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from support.diagnostics import build_errors, shown, target_errors
+from support.reference import LANGUAGE
 
 from mrp.specs.documents import KINDS, Dataset, Limits, PolicyFile, Rollout, WorkspaceFile
 from mrp.specs.errors import Span
 from mrp.specs.suggest import did_you_mean
 from mrp.specs.validate import split_build, validate, validate_build
 from mrp.specs.yaml import Node, Sources, parse_yaml, plain
-from support.diagnostics import build_errors, shown, target_errors
-from support.reference import LANGUAGE
 
 ROLLOUT = "kind: rollout, over: tasks, agent: a"
 LABELS = "a rollout, a dataset, a reduction, an evaluation or a command"
@@ -64,8 +64,7 @@ TARGETS = {
     "{kind: agent, version: '1', command: [x], files: {input: in, output: /out/x}}": "3:63 `input` must be a path "
     "that starts with /, not `in`",
     # truth values
-    "{kind: agent, version: '1', entry: 'a:B', pure: yes}": "3:54 `pure` must be true or false, not `yes` | "
-    "write true",
+    "{kind: agent, version: '1', entry: 'a:B', pure: yes}": "3:54 `pure` must be true or false, not `yes` | write true",
     "{kind: agent, version: '1', entry: 'a:B', pure: off}": "3:54 `pure` must be true or false, not `off` | "
     "write false",
     # choices and unions
@@ -224,7 +223,23 @@ def example_targets() -> list[tuple[str, Node]]:
 
 
 EXAMPLES = example_targets()
-WRONG: list[Any] = [None, True, 0, -1, Decimal("0.5"), "", "word", "none", "4GiB", [], ["a"], [1], {}, {"a": "b"}, {"allow": ["x"]}]
+WRONG: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    Decimal("0.5"),
+    "",
+    "word",
+    "none",
+    "4GiB",
+    [],
+    ["a"],
+    [1],
+    {},
+    {"a": "b"},
+    {"allow": ["x"]},
+]
 
 
 def places(value: Any, at: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:

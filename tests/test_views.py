@@ -215,7 +215,7 @@ def test_harbor_agents_see_the_instruction_and_neither_tests_nor_settings(store:
     ("task", "problem"),
     [
         (dataset(starter=["prompt"]), "`starter` puts files into /work, and rows have none"),
-        (dataset(id="key", private=["key"]), "the id 'key' cannot be a private or solution field"),
+        (dataset(id="key", private=["key"]), "`id` 'key' cannot be a private or solution field"),
         (dataset(private={"files": {"record.json": "x"}}), "`private.files` 'record.json' is where graders find"),
         (dataset(starter={"files": {"../x": ""}}), "`starter.files` '../x' must be a plain relative path"),
         (dataset(starter={"files": {"/x": ""}}), "`starter.files` '/x' must be a plain relative path"),

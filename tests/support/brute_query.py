@@ -174,7 +174,9 @@ _FUNCTIONS: dict[str, Any] = {
     "kind": lambda picture, pattern, found: {label for label in found if re.search(pattern, picture.kinds[label])},
     "filter": lambda picture, pattern, found: {label for label in found if re.search(pattern, label)},
     "attr": lambda picture, name, pattern, found: {
-        label for label in found if re.search(pattern, picture.attributes[label].get(name, "\0"))
+        label
+        for label in found
+        if name in picture.attributes[label] and re.search(pattern, picture.attributes[label][name])
     },
     "labels": lambda picture, name, found: {b for a, role, b in picture.edges if a in found and role == name},
     "some": _some,

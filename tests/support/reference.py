@@ -14,7 +14,7 @@ _TABLE = re.compile(r"<!-- fields of (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def field_table(model: type[Document]) -> str:
-    """One row a field: name, what it takes, its default or `required`, its meaning. Fields of every target are left out."""
+    """One row a field: name, what it takes, its default or `required`, its meaning. Not those of every target."""
     common = document_fields(Target) if issubclass(model, Target) and model is not Target else {}
     rows = ["| field | takes | default | meaning |", "|---|---|---|---|"]
     for name, (wanted, required) in document_fields(model).items():

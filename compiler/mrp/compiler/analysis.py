@@ -158,6 +158,10 @@ def _check_cycles(graph: TargetGraph, problems: Problems) -> None:
         if cycle is None:
             return
         start = graph[cycle[0]]
-        problems.add(start.span, f"a cycle: {' -> '.join(cycle)}", "a target cannot need itself; remove one of these")
+        problems.add(
+            start.span,
+            f"a cycle: {' -> '.join(cycle)}",
+            "a target cannot need itself; remove one of these dependencies",
+        )
         cut = tuple((role, label) for role, label in start.deps if label != cycle[1])
         graph = TargetGraph(replace(start, deps=cut) if vertex.label == cycle[0] else vertex for vertex in graph)

@@ -88,7 +88,7 @@ class Checker:
         task = self.tasks(unit.label)
         if isinstance(task, DatasetTask):
             for problem in check_views(task):
-                field = re.match("`([a-z]+)", problem)
+                field = re.search("`([a-z]+)", problem)
                 place = (field[1],) if field and field[1] in unit.node.key_spans else ()
                 self.problems.add(unit.span(*place), f"{unit.label}: {problem}")
 
@@ -99,7 +99,8 @@ class Checker:
         datasets = list(self._datasets(resolved.label("over")))
         for name, text in rollout.env.items():
             place = unit.span("env", name)
-            names = [str(part) for part in self._template(unit, ("env", name), text, TRIAL_NAMES, params)]
+            parts = self._template(unit, ("env", name), text, TRIAL_NAMES, params)
+            names = [str(part) for part in parts if len(part.path) > 1]
             for problem in sorted({p for dataset in datasets for p in check_record_names(dataset, names)}):
                 self.problems.add(place, problem, "agents see only public fields")
         model = self.resolved(resolved.label("model") or "")

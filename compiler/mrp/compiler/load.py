@@ -25,9 +25,9 @@ _NOT_IN_TARGET = ("mrp", "kind", "name", "image", "resources")
 class Memory(Protocol):
     """What may be remembered between runs, and may be forgotten at any time (mrp.cache.memo)."""
 
-    def get(self, key: str) -> Json | None: ...
+    def get(self, key: Digest) -> Json | None: ...
 
-    def put(self, key: str, value: Json) -> None: ...
+    def put(self, key: Digest, value: Json) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class _Loader:
             return None
         digest = self.documents[path] = digest_bytes(text)
         self._problems.sources.add(path, text)
-        key = f"package:{_MEMO_VERSION}:{path}:{digest}"
+        key = digest_bytes(f"package:{_MEMO_VERSION}:{path}:{digest}".encode())
         known = self._memory.get(key) if self._memory is not None else None
         if known is not None:
             try:

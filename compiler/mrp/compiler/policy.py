@@ -42,12 +42,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Refusal:
-    """What is refused: the field, one sentence, the next step; `secret` keeps its source line out of all output."""
+    """What is refused: the field, one sentence, the next step."""
 
     location: Location
     message: str
     hint: str = ""
-    secret: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def _apply(rule: Rule, subjects: list[Subject], problems: Problems) -> Any:
         checked.append(subject.unit.label)
         for refusal in found:
             span = subject.unit.span(*refusal.location)
-            problems.refuse(span, f"policy: {refusal.message}", refusal.hint, show=not refusal.secret)
+            problems.refuse(span, f"policy: {refusal.message}", refusal.hint)
             refused.append({"label": subject.unit.label, "message": refusal.message, "at": str(span)})
     return {"rule": rule.name, "allows": rule.allows, "checked": checked, "refused": refused}
 
@@ -307,7 +306,7 @@ class _Review:
             kind = secret_in(text)
             if kind is not None:
                 hint = "take it out of the file, revoke it, and name it under `secrets`"
-                yield Refusal(location, f"a value here looks like {kind}", hint, secret=True)
+                yield Refusal(location, f"a value here looks like {kind}", hint)
 
     def _rewards(self, subject: Subject) -> Iterable[Refusal] | None:
         if not isinstance(subject.task, ir.MapTask) or subject.task.grade is None:

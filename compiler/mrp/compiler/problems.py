@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
+from mrp.compiler.secret_texts import secret_in
 from mrp.specs.errors import Diagnostic, PolicyError, Span, SpecError
 from mrp.specs.yaml import Sources
 
@@ -23,10 +24,9 @@ class Problems:
         """Errors that another room found."""
         self._found.extend(diagnostics)
 
-    def refuse(self, span: Span, message: str, hint: str = "", *, show: bool = True) -> None:
-        """One thing that policy does not allow, written at `span`; `show` is false where its line must not be shown."""
-        found = self.sources.diagnostic(span, message, hint)
-        self._refused.append(found if show else replace(found, source=""))
+    def refuse(self, span: Span, message: str, hint: str = "") -> None:
+        """One thing that policy does not allow, written at `span`."""
+        self._refused.append(self.sources.diagnostic(span, message, hint))
 
     def __len__(self) -> int:
         return len(self._found) + len(self._refused)
@@ -34,6 +34,11 @@ class Problems:
     def raise_if_any(self) -> None:
         """Raises SpecError with every error; when there is none, PolicyError with every refusal."""
         if self._found:
-            raise SpecError(self._found)
+            raise SpecError(_without_secrets(self._found))
         if self._refused:
-            raise PolicyError(self._refused)
+            raise PolicyError(_without_secrets(self._refused))
+
+
+def _without_secrets(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """A line that seems to hold a secret is not shown, whatever the diagnostic is about."""
+    return [replace(found, source="") if secret_in(found.source) else found for found in diagnostics]

@@ -133,18 +133,17 @@ def _build(result: QueryResult, graph: TargetGraph) -> list[str]:
             if vertex.is_file:
                 files.append(f"# {vertex.kind} {json.dumps(vertex.label)[1:-1]}")
             else:
-                rest = {name: vertex.attributes[name] for name in sorted(vertex.attributes) if name != "kind"}
-                targets[vertex.name] = {"kind": vertex.kind, **rest}
+                targets[vertex.name] = {**vertex.attributes, "kind": vertex.kind}
         lines += _block({"mrp": 1, "targets": targets}) if targets else []
         lines += files
     return lines[1:]
 
 
 def _block(value: Json) -> list[str]:
-    """A mapping or list that is not empty, in block style."""
+    """A mapping or list that is not empty, in block style; names are sorted, `kind` apart, which comes first."""
     lines: list[str] = []
     if isinstance(value, Mapping):
-        for key, item in value.items():
+        for key, item in sorted(value.items(), key=lambda entry: (entry[0] != "kind", entry[0])):
             if _is_block(item):
                 lines += [f"{_scalar(key)}:", *(f"  {line}" for line in _block(item))]
             else:

@@ -10,6 +10,7 @@ from mrp.compiler.analysis import Analysis
 from mrp.compiler.references import BUILDABLE
 from mrp.compiler.resolve import BUILTIN, Resolved
 from mrp.specs.errors import UsageError
+from mrp.specs.expectation import with_article
 from mrp.specs.labels import Label, LabelError, Pattern, parse_label, parse_pattern
 
 NOT_IN_WILDCARDS = ("produce", "session")
@@ -81,11 +82,14 @@ class _Reader:
         except LabelError as error:
             raise UsageError(str(error)) from None
         if kind not in BUILDABLE:
-            raise UsageError(f"{label.target} is a {kind}, of which nothing is built; build a target that uses it")
+            raise UsageError(
+                f"{label.target} is {with_article(kind)}, of which nothing is built; build a target that uses it"
+            )
         if label.record is None:
             self._add(units, wildcard=False)
         elif kind != "rollout":
-            raise UsageError(f"{label} names an item, but {label.target} is a {kind}; only rollouts have items")
+            message = f"{label} names an item, but {label.target} is {with_article(kind)}"
+            raise UsageError(f"{message}; only rollouts have items")
         else:
             items = (parse_label(unit).item(label.record, label.sample) for unit in units)
             self.found.update((str(item), None) for item in items if self._wanted(item))

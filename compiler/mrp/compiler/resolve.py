@@ -58,6 +58,9 @@ class Index:
     def kind(self, label: str) -> str:
         return self._targets[label].kind
 
+    def has(self, label: Label) -> bool:
+        return str(label.target) in self._targets
+
     def known(self, label: Label) -> str:
         """The text of `label`'s target, which exists; raises LabelError with the nearest one."""
         target = str(label.target)
@@ -113,6 +116,10 @@ def _labels(use: LabelUse, unit: Unit, index: Index) -> tuple[str, ...]:
     if text.startswith(BUILTIN):
         return (_builtin(text, use, unit),)
     label = parse_label(text, unit.package, bare=True)
+    if use.kinds == ("reducer",) and text == label.name and not index.has(label):
+        near = did_you_mean(text, REDUCERS)
+        if near:
+            raise LabelError(f"there is no reducer `{text}`", near)
     if label.record is not None:
         raise LabelError(f"`{use.role}` of {unit.target.label} names one item, {text}", "name the whole target")
     kind = index.kind(index.known(label))

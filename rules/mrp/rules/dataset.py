@@ -10,6 +10,7 @@ from mrp.cache.digest import Digest
 from mrp.cache.store import ActionEntry, Entry, Store
 from mrp.rules.action import Action, ActionKind, Attempt, make_action
 from mrp.rules.conclude import byproducts_of, failure_reason, file_digest, outcome_of, reproducible
+from mrp.rules.fetching import fetch_preimage
 from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk
 from mrp.rules.records import Record, concat_records, dataset_meta, index_records, read_index, write_index
 from mrp.rules.rule import DatasetValue, OperatorValue, RuleContext, SandboxValue, Settled
@@ -137,23 +138,16 @@ class DatasetRule:
             return index_records(task, {"range.jsonl": (self._store.put_bytes(lines.encode()), False)}, self._store)
         if task.schema is not None:
             self._context.import_sources(Files(sources=(task.schema,)))
-        roots = None
-        if task.files is None and task.format in ("dir", "harbor"):
-            roots = sorted({path.partition("/")[0] for path in sources if "/" in path})
-        return index_records(task, sources, self._store, roots=roots)
+        return index_records(task, sources, self._store)
 
     def _is_whole(self, entry: ActionEntry) -> bool:
         refs = [("blob", digest) for digest in entry.blobs] + [("tree", digest) for digest in entry.trees]
         return not self._store.missing_deep(refs)
 
     def _fetch(self, spec: FetchSpec) -> Action:
-        described = {
-            name: getattr(spec, name) for name in ("url", "pypi", "git", "path", "sha256", "rev") if getattr(spec, name)
-        }
         unpack = self._task.format in ("dir", "harbor")
-        return make_action(
-            ActionKind.FETCH, self._task.label, "", {"fetch": described, "unpack": unpack}, Fetch(spec, unpack)
-        )
+        preimage = fetch_preimage(spec, unpack=unpack)
+        return make_action(ActionKind.FETCH, self._task.label, "", preimage, Fetch(spec, unpack))
 
     def _generate(self, spec: GenerateSpec) -> Action:
         context = self._context

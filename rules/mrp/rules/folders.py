@@ -1,6 +1,5 @@
 """Folder records: which folders of a dataset are its records, and what fields they bring."""
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
@@ -84,6 +83,8 @@ def _own_fields(files: Mapping[str, tuple[Digest, bool]], store: Store) -> dict[
 
 def _harbor_fields(folder: str, files: Mapping[str, tuple[Digest, bool]], store: Store) -> dict[str, tuple[str, Json]]:
     """The instruction and the tables of task.toml, each with the file that it came from."""
+    import tomllib
+
     texts = {}
     for name in (_INSTRUCTION_FILE, _TASK_FILE):
         if name not in files:

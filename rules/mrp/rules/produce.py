@@ -112,7 +112,8 @@ class ProduceRule:
         task = self._task
         work = Publish(task.label, task.sink, kind, content, task.rows)
         named = content.to_json() if isinstance(content, Ref) else [[rows.kind, rows.digest] for rows in content]
-        sink = {"type": task.sink.type, "path": task.sink.path, "mode": task.sink.mode}
+        schema = task.sink.schema.digest if task.sink.schema is not None else None
+        sink = {"type": task.sink.type, "path": task.sink.path, "mode": task.sink.mode, "schema": schema}
         return make_action(
             ActionKind.PRODUCE, task.label, "", {"sink": sink, "content": named, "rows": task.rows}, work
         )

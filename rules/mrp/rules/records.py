@@ -192,7 +192,7 @@ def dataset_meta(task: DatasetTask, count: int, sources: Mapping[str, tuple[Dige
 
 
 def _named(task: DatasetTask, rows: Sequence[Row], views: Views, faults: list[Diagnostic]) -> list[tuple[str, Row]]:
-    """Each row with its id, sorted by id; rows without a good id of their own are left out, and in `faults`."""
+    """Each row with its id; rows without a good id of their own are left out, and in `faults`."""
     first: dict[str, Row] = {}
     for row in rows:
         try:
@@ -208,7 +208,7 @@ def _named(task: DatasetTask, rows: Sequence[Row], views: Views, faults: list[Di
         elif not (task.dedupe and row.fields == other.fields):
             message = f"agents see the same here as at {other.origin}, so both records have the id {identity}"
             faults.append(_at(row, message, "remove one, or give the records ids and name their field in `id`"))
-    return sorted(first.items(), key=lambda pair: pair[0])
+    return list(first.items())
 
 
 def _id(task: DatasetTask, row: Row, views: Views) -> str:

@@ -22,7 +22,7 @@ from mrp.rules.conclude import (
     read_document,
     reproducible,
 )
-from mrp.rules.interpolate import Template, parse_template
+from mrp.rules.interpolate import Template, TemplateError, parse_template
 from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk
 from mrp.rules.records import Record, read_index
 from mrp.rules.rule import (
@@ -33,7 +33,7 @@ from mrp.rules.rule import (
     Settled,
     TrialsValue,
 )
-from mrp.specs.errors import InfraError
+from mrp.specs.errors import BuildFailed, InfraError
 from mrp.specs.ir import MapTask
 from mrp.specs.labels import encode_text
 from mrp.specs.results import Byproducts, Outcome, Ref, Result
@@ -320,7 +320,10 @@ class RolloutRule:
         }
         if any(_reads_record(template) for template in self._templates.values()):
             scope["record"] = {"id": record.id, **record.public}
-        return {name: template.render(scope) for name, template in self._templates.items()}
+        try:
+            return {name: template.render(scope) for name, template in self._templates.items()}
+        except TemplateError as error:
+            raise BuildFailed(f"{self._task.label}[{record.id}]: env: {error}") from None
 
     def _input_file(self, record: Record, sample: int, seed: int, name: str) -> Digest:
         """The folder of the one file that an agent with `files` reads."""

@@ -321,7 +321,7 @@ def _row_problems(task: DatasetTask, named: Mapping[str, ViewSpec]) -> list[str]
     solution = set(task.solution.fields)
     private = set(task.private.fields) - solution
     if task.id in private | solution:
-        problems.append(f"the id {task.id!r} cannot be a private or solution field, since agents are told their id")
+        problems.append(f"`id` {task.id!r} cannot be a private or solution field, since agents are told their id")
     hidden = {"starter": (private, solution), "private": (set[str](), solution), "solution": (private, set[str]())}
     for name, view in named.items():
         reserved = name == "private"

@@ -38,7 +38,8 @@ def _stats(store: Any, screen: Screen) -> int:
     screen.answer(
         f"{found['folder']} (format {found['format']}): {readable(found['bytes'])}\n"
         f"{found['actions']['count']} actions{f': {kinds}' if kinds else ''}\n"
-        f"{small['count']} small blobs ({readable(small['bytes'])}), {large['count']} files ({readable(large['bytes'])})"
+        f"{small['count']} small blobs ({readable(small['bytes'])}),"
+        f" {large['count']} files ({readable(large['bytes'])})"
     )
     if found["quarantine"]["count"]:
         screen.answer(f"{found['quarantine']['count']} damaged files in {found['folder']}/quarantine")

@@ -1,4 +1,4 @@
-"""`mrp diff` compares two runs; `mrp check` and `mrp replay` make another one, in a throw-away cache, to compare with."""
+"""`mrp diff` compares two runs; `mrp check` and `mrp replay` make one to compare with, in a throw-away cache."""
 
 import argparse
 import shutil

@@ -40,8 +40,10 @@ def _compile(arguments: argparse.Namespace, screen: Screen) -> int:
     need_targets(arguments)
     root = find_root()
     options = build_options(arguments, root)
-    digests = FileDigests.open(state_folder(root) / "files.sqlite")
-    compiled = compile_workspace(root, options.targets, config=options.config, params=options.params, digests=digests)
+    with FileDigests.open(state_folder(root) / "files.sqlite") as digests:
+        compiled = compile_workspace(
+            root, options.targets, config=options.config, params=options.params, digests=digests
+        )
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
     files = {

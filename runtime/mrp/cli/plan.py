@@ -65,9 +65,11 @@ def _line(target: "TargetPlan") -> str:
     if target.misses:
         only = f" ({target.misses[0].reason})" if len(target.decided) == 1 else ""
         parts.append(f"{len(target.misses)} to run{only}")
+    if target.grades:
+        parts.append(f"{target.grades} grade{'' if target.grades == 1 else 's'} after that")
     if target.until:
         trials = "" if not target.unknown else f", {target.unknown} trials"
-        parts.append(f"unknown until {', '.join(target.until)} is built{trials}")
+        parts.append(f"known only after {', '.join(target.until)}{trials}")
     return f"{target.label}: {', '.join(parts)}"
 
 

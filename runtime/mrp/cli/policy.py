@@ -45,10 +45,10 @@ def _check(root: "Path", arguments: argparse.Namespace, screen: Screen) -> int:
     from mrp.compiler.compile import compile_workspace
 
     options = build_options(arguments, root)
-    digests = FileDigests.open(state_folder(root) / "files.sqlite")
-    compiled = compile_workspace(
-        root, options.targets or ("//...",), config=options.config, params=options.params, digests=digests
-    )
+    with FileDigests.open(state_folder(root) / "files.sqlite") as digests:
+        compiled = compile_workspace(
+            root, options.targets or ("//...",), config=options.config, params=options.params, digests=digests
+        )
     if screen.json:
         screen.document(compiled.policy_report)
     screen.answer(f"{len(compiled.plan.tasks)} tasks hold to the policy")

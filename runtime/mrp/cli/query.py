@@ -5,14 +5,11 @@ import json
 import subprocess
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mrp.cli.past import RecordedPast
 from mrp.cli.screen import Screen
 from mrp.cli.workspace import absolute, find_root, state_folder
 from mrp.specs.errors import InfraError, UsageError
-
-if TYPE_CHECKING:
-    from mrp.compiler.graph import TargetGraph
 
 _PICTURES = (".svg", ".png", ".pdf")
 
@@ -44,13 +41,19 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
 
 
 def _query(arguments: argparse.Namespace, screen: Screen) -> int:
+    from mrp.compiler.analysis import load_graph
     from mrp.compiler.query import from_words, run_query
     from mrp.compiler.query_output import render
 
     root = find_root()
     text = from_words(arguments.words)
     graph = load_graph(root, tuple(arguments.config))
-    result = run_query(text, graph, patterns_base_package=_package(root), past=_past(text, root, arguments))
+    past = RecordedPast(root, tuple(arguments.config)) if state_folder(root).is_dir() else None
+    try:
+        result = run_query(text, graph, patterns_base_package=_package(root), past=past)
+    finally:
+        if past is not None:
+            past.close()
     if screen.json:
         screen.document(json.loads(render(result, graph, "json"), parse_float=Decimal))
     else:
@@ -61,6 +64,7 @@ def _query(arguments: argparse.Namespace, screen: Screen) -> int:
 
 
 def _graph(arguments: argparse.Namespace, screen: Screen) -> int:
+    from mrp.compiler.analysis import load_graph
     from mrp.compiler.query import run_query
     from mrp.compiler.query_output import render
 
@@ -83,23 +87,9 @@ def _graph(arguments: argparse.Namespace, screen: Screen) -> int:
     return 0
 
 
-def load_graph(root: Path, config: tuple[str, ...] = ()) -> "TargetGraph":
-    """The graph of the whole workspace; raises SpecError for all that is wrong in it."""
-    from mrp.cache.filestats import FileDigests
-    from mrp.compiler.compile import compile_workspace
-
-    digests = FileDigests.open(state_folder(root) / "files.sqlite")
-    return compile_workspace(root, ("//...",), config=config, digests=digests).graph
-
-
 def _package(root: Path) -> str:
     package = Path.cwd().relative_to(root).as_posix()
     return "" if package == "." else package
-
-
-def _past(text: str, root: Path, arguments: argparse.Namespace) -> object:
-    del text, root, arguments
-    return None
 
 
 def _write(path: Path, text: str, notation: str) -> None:

@@ -247,7 +247,7 @@ def _show(target: str, item: str | None, answer: Answer, screen: Screen) -> None
     name = where(target, item or "")
     roots = answer.roots()
     count = len(answer.explanations)
-    verb = "would run" if answer.tense == "now" else "reran" if count != 1 else "reran"
+    verb = "would run" if answer.tense == "now" else "reran"
     if not count and answer.waiting:
         screen.answer(f"{name}: known only once {', '.join(answer.waiting)} is built")
         return

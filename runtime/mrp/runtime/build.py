@@ -23,13 +23,16 @@ from mrp.runtime.interrupt import Interrupt
 from mrp.runtime.ledger import Ledger
 from mrp.runtime.outputs import publish
 from mrp.runtime.sandbox.protocol import Backend
+from mrp.runtime.sandbox.registry import BACKENDS
 from mrp.runtime.secret_values import Secrets
 from mrp.runtime.sources import Sources
-from mrp.specs.errors import PolicyError, UsageError
+from mrp.specs.errors import Diagnostic, PolicyError, Span, UsageError
 from mrp.specs.ir import JobTask, MapTask, Plan, ProduceTask, dependencies, plan_bytes
 from mrp.specs.labels import parse_label
 from mrp.specs.results import Ref
 from mrp.specs.work import ISOLATION
+
+_WORSE = ("ok", "held", "incomplete", "skipped", "failed")
 
 _MOST_PASSES = 8
 """Each pass makes again what a lost or corrupt blob spoiled in the one before."""
@@ -273,12 +276,14 @@ class _Building:
         return self._backend
 
     def _check_isolation(self) -> None:
-        from mrp.runtime.sandbox.local import LocalBackend
-
-        self._backend = LocalBackend(self._store, self._run.scratch, require=self._plan.policy.isolation)
+        required = self._plan.policy.isolation
+        name = self._options.sandbox or "local"
+        self._backend = BACKENDS[name](self._store, self._run.scratch, required)
         achieved = self._backend.isolation
-        if ISOLATION.index(achieved) < ISOLATION.index(self._plan.policy.isolation):
-            raise PolicyError([])
+        if ISOLATION.index(achieved) < ISOLATION.index(required):
+            message = f"policy asks for isolation {required}, and the {name} backend reaches only {achieved} here"
+            hint = "`mrp doctor` says what is missing; or allow less with `isolation:` in the policy file"
+            raise PolicyError([Diagnostic(Span("policy", 1, 1), message, hint)])
 
     def _interrupted(self, level: int, engine: LocalEngine) -> None:
         if level > 1 and self._backend is not None:
@@ -287,6 +292,7 @@ class _Building:
 
     def _finish(self, coordinator: Coordinator, plan_digest: str) -> BuildReport:
         targets = {label: self._target(label, coordinator) for label in _reported(self._plan)}
+        targets |= {label: _group(members, targets) for label, members in _groups(self._plan, targets).items()}
         status, exit_code, reason = self._status(targets)
         for label, target in targets.items():
             if target.outputs:
@@ -296,7 +302,7 @@ class _Building:
         ledger = Ledger(self._state / "ledger.sqlite")
         ledger.record(self._run.run_id, lines.values())
         ledger.close()
-        failed = self._account.failed
+        failed = self._account.failed if exit_code else ()
         report = BuildReport(
             run_id=self._run.run_id,
             status=status,
@@ -325,6 +331,8 @@ class _Building:
             status = "failed" if state is TaskState.FAILED else "skipped"
             return TargetReport(status, reason=failure.reason if failure else "")
         status = "failed" if failure else "ok"
+        if isinstance(value, TrialsValue) and value.scored < value.count:
+            status = "incomplete"
         if isinstance(value, ProducedValue):
             status = "held" if value.status == "held" else status
         return TargetReport(
@@ -348,6 +356,9 @@ class _Building:
             if codes == {4}:
                 return "infra", 4, first.reason
             return "failed", min(codes - {4}), first.reason
+        unscored = [label for label, target in targets.items() if target.status == "incomplete"]
+        if unscored:
+            return "infra", 4, f"{unscored[0]} has trials without an outcome; build again to run those"
         if any(target.status == "held" for target in targets.values()):
             return "held", 0, ""
         return "ok", 0, ""
@@ -366,7 +377,7 @@ def value_digest(value: Value) -> str:
 def _refuse_other_engines(options: BuildOptions) -> None:
     if options.engine not in (None, "local"):
         raise UsageError(f"the engine {options.engine} is not part of this version; use --engine local")
-    if options.sandbox not in (None, "local"):
+    if options.sandbox is not None and options.sandbox not in BACKENDS:
         raise UsageError(f"the sandbox backend {options.sandbox} is not part of this version; use --sandbox local")
 
 
@@ -417,6 +428,25 @@ def _reported(plan: Plan) -> list[str]:
             found.add(label)
             queue.extend(jobs.get(label, ()))
     return sorted(label for label in found if not label.startswith("builtin:"))
+
+
+def _groups(plan: Plan, targets: Mapping[str, TargetReport]) -> dict[str, tuple[str, ...]]:
+    """Jobs and matrices all of whose members were asked for."""
+    return {label: members for label, members in plan.aliases.items() if all(m in targets for m in members)}
+
+
+def _group(members: tuple[str, ...], targets: Mapping[str, TargetReport]) -> TargetReport:
+    """A job's or matrix's report: the worst status of its members, and one digest for theirs."""
+    worst = max((targets[member] for member in members), key=lambda target: _WORSE.index(target.status))
+    digests = {member: targets[member].digest for member in members}
+    whole = canonical_digest(digests) if all(digests.values()) else None
+    return TargetReport(
+        worst.status,
+        whole,
+        reason=worst.reason,
+        partial=any(targets[member].partial for member in members),
+        reproducible=all(targets[member].reproducible for member in members),
+    )
 
 
 def _accounts(plan: Plan) -> tuple[list[money.Account], dict[str, tuple[int, ...]]]:

@@ -73,7 +73,7 @@ class Executor:
                 damaged = isinstance(error, MissingBlob)
                 return Executed(action, Outcome.INFRA_ERROR, None, str(error), tuple(failures), damaged=damaged)
             except MrpError as error:
-                return Executed(action, Outcome.FAILED, None, str(error), tuple(failures))
+                return Executed(action, Outcome.DENIED, None, str(error), tuple(failures))
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
                 return Executed(action, Outcome.INFRA_ERROR, None, reason, tuple(failures))

@@ -33,14 +33,15 @@ class Decided:
 
 @dataclass
 class TargetPlan:
-    """What is known of one target. `until` names the targets that must be built before the rest is known.
+    """What is known of one target. `until` names the targets that must be built before anything here is known.
 
-    `unknown` counts the trials whose keys are unknown, None when not even their number is known. `refused` is why
-    the target cannot be built at all.
+    `grades` counts those that are known only after their trials. `unknown` counts the trials whose keys are unknown,
+    None when not even their number is known. `refused` is why the target cannot be built at all.
     """
 
     label: str
     decided: list[Decided] = field(default_factory=list)
+    grades: int = 0
     until: tuple[str, ...] = ()
     unknown: int | None = 0
     unknown_usd: Decimal | None = Decimal(0)
@@ -62,6 +63,7 @@ class TargetPlan:
                 {"item": d.action.item, "kind": d.action.kind.value, "key": d.action.key, "reason": d.reason}
                 for d in self.misses
             ],
+            "unknown_grades": self.grades,
             "unknown_until": list(self.until),
             "unknown_trials": self.unknown,
             "refused": self.refused or None,
@@ -123,7 +125,7 @@ def report_plan(
             target.refused = str(error)
         if task.label not in values:
             without.add(task.label)
-            _expect_grades(target, task)
+            target.grades = _grades(target, task)
     return PlanReport(tuple(targets), _usd(targets))
 
 
@@ -166,11 +168,11 @@ def _leave_unknown(target: TargetPlan, task: Task, blocked: list[str], values: M
             target.unknown = target.unknown_usd = None
 
 
-def _expect_grades(target: TargetPlan, task: Task) -> None:
-    """A trial that must run leaves its grade unknown; the target itself is what must be built first."""
-    trials = any(decided.action.kind is ActionKind.TRIAL for decided in target.misses)
-    if isinstance(task, MapTask) and task.grade is not None and task.grade.result is None and trials:
-        target.until = (f"{task.label} (grades of the trials that must run)",)
+def _grades(target: TargetPlan, task: Task) -> int:
+    """How many grades are known only after their trials."""
+    if not isinstance(task, MapTask) or task.grade is None or task.grade.result is not None:
+        return 0
+    return sum(decided.action.kind is ActionKind.TRIAL for decided in target.misses)
 
 
 def _usd(targets: list[TargetPlan]) -> tuple[Decimal, Decimal | None]:

@@ -14,7 +14,6 @@ mrp.cache, which stands below this room, raises its own CacheError; the command 
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import NamedTuple
-from unicodedata import combining, east_asian_width
 
 
 class Span(NamedTuple):
@@ -129,6 +128,8 @@ def _width(text: str) -> int:
     """How many columns of a terminal the text takes: none for combining marks, two for wide letters."""
     if text.isascii():
         return len(text)
+    from unicodedata import combining, east_asian_width
+
     return sum(0 if combining(letter) else 2 if east_asian_width(letter) in "WF" else 1 for letter in text)
 
 

@@ -74,11 +74,13 @@ def validate_target(raw: RawTarget, sources: Sources) -> tuple[Target | None, li
 
 def split_build(node: Node, sources: Sources) -> tuple[list[RawTarget], list[Diagnostic]]:
     """The targets of a BUILD.yaml whose name and kind are right, and what is wrong with the others and the file."""
-    file, diagnostics = validate(BuildFile, node, sources)
-    del file
-    targets = find(node, ["targets"])[0] if isinstance(node.value, dict) and "targets" in node.value else node
+    targets = node.value.get("targets") if isinstance(node.value, dict) else None
+    whole = node
+    if targets is not None and isinstance(node.value, dict) and isinstance(targets.value, dict):
+        whole = node._replace(value={**node.value, "targets": Node({}, targets.span)})
+    diagnostics = validate(BuildFile, whole, sources)[1]
     raw: list[RawTarget] = []
-    if targets is node or not isinstance(targets.value, dict):
+    if targets is None or not isinstance(targets.value, dict):
         return raw, diagnostics
     for name, target in targets.value.items():
         found, problems = _split_target(name, targets.key_spans[name], target, sources)

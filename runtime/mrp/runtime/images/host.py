@@ -73,17 +73,39 @@ def describe_host(toolchain: Sequence[str], digests: FileDigests) -> Json:
     }
 
 
-def host_steps(description: Json, folder: Path) -> list[Step]:
-    """The steps that make a described host visible; `folder` is empty and takes copies of a toolchain's files.
+def lay_out_host(description: Json, folder: Path) -> None:
+    """Copy a toolchain's programs and shared libraries into `folder`, with folders to mount its library folders on.
 
     Raises InfraError when a file has changed since it was described.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     if description["host"] == "all":
-        folder.mkdir(parents=True, exist_ok=True)
+        return
+    for path, kind, value in description["files"]:
+        place = folder / path.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "t":
+            place.mkdir(parents=True)
+        elif kind == "l":
+            place.symlink_to(value)
+        else:
+            place.write_bytes(_checked(path, value))
+            place.chmod(0o755 if kind == "x" else 0o644)
+
+
+def host_steps(description: Json, folder: Path) -> list[Step]:
+    """The steps that make a described host visible, given the `folder` that lay_out_host has filled."""
+    if description["host"] == "all":
         steps = [Step("bind", path, path) for path in description["visible"]]
         steps += [Step("link", path, target) for path, target in sorted(description["links"].items())]
         return steps + [Step("bind", path, path) for path in sorted(description["etc"])]
-    return _toolchain_steps(description, folder)
+    steps = []
+    for place in sorted(folder.iterdir()):
+        if place.is_symlink():
+            steps.append(Step("link", f"/{place.name}", str(place.readlink())))
+        else:
+            steps.append(Step("bind", f"/{place.name}", str(place)))
+    return steps + [Step("bind", path, path) for path, kind, _ in description["files"] if kind == "t"]
 
 
 def host_program(description: Json, name: str) -> str | None:
@@ -235,34 +257,6 @@ def _tree_entries(folder: str, digests: FileDigests) -> tuple[list[list[str]], l
     modules = [path for path in files if ".so" in os.path.basename(path) and is_elf(path)]
     modules += [path for path in files if os.access(path, os.X_OK) and path not in modules and is_elf(path)]
     return sorted(entries + links), modules
-
-
-def _toolchain_steps(description: Json, folder: Path) -> list[Step]:
-    files = description["files"]
-    copied = [(path, kind, value) for path, kind, value in files if kind in ("f", "x")]
-    try:
-        for path, kind, value in copied:
-            target = folder / path.lstrip("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(_checked(path, value))
-            target.chmod(0o755 if kind == "x" else 0o644)
-        for path, kind, _ in files:
-            if kind == "t":
-                (folder / path.lstrip("/")).mkdir(parents=True, exist_ok=True)
-        for path, kind, value in files:
-            if kind == "l":
-                link = folder / path.lstrip("/")
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(value)
-    except FileExistsError as error:
-        raise InfraError(f"the toolchain cannot be laid out: {error}", retryable=False) from error
-    steps = []
-    for name in sorted(os.listdir(folder)):
-        if (folder / name).is_symlink():
-            steps.append(Step("link", f"/{name}", os.readlink(folder / name)))
-        else:
-            steps.append(Step("bind", f"/{name}", str(folder / name)))
-    return steps + [Step("bind", path, path) for path, kind, _ in files if kind == "t"]
 
 
 def _checked(path: str, digest: Digest) -> bytes:

@@ -16,6 +16,7 @@ from pathlib import Path
 from mrp.specs.errors import InfraError
 
 _CONTROLLERS = ("memory", "cpu", "pids")
+_ACCOUNTING = "cpuacct"
 _PERIOD = 100_000
 _MIN_QUOTA = 1000
 _REMOVAL_SECONDS = 5.0
@@ -95,6 +96,14 @@ class Group:
             memory = _counter(self.folders["memory"] / "memory.events", "oom_kill")
         return Events(memory, _counter(self.folders["pids"] / "pids.events", "max"))
 
+    def usage(self) -> tuple[float, int]:
+        """Seconds of processor time, and the most bytes of memory at once, files in memory included; 0 if unknown."""
+        if self.version == 1:
+            nanoseconds = _number(self.folders["cpuacct"] / "cpuacct.usage") if "cpuacct" in self.folders else 0
+            return nanoseconds / 1e9, _number(self.folders["memory"] / "memory.max_usage_in_bytes")
+        microseconds = _counter(self.folders["cpu"] / "cpu.stat", "usage_usec")
+        return microseconds / 1e6, _number(self.folders["memory"] / "memory.peak")
+
     def processes(self) -> list[int]:
         """The ids of the processes in the group."""
         found: set[int] = set()
@@ -145,7 +154,7 @@ def _version_1(own: str, mounts: str) -> Hierarchy | None:
         fields = line.split()
         if len(fields) > 3 and fields[2] == "cgroup":
             for option in fields[3].split(","):
-                if option in _CONTROLLERS:
+                if option in (*_CONTROLLERS, _ACCOUNTING):
                     points[option] = Path(fields[1])
     parents: dict[str, Path] = {}
     for line in own.splitlines():
@@ -153,9 +162,8 @@ def _version_1(own: str, mounts: str) -> Hierarchy | None:
         for name in names.split(","):
             if name in points:
                 parents[name] = points[name] / path.lstrip("/")
-    if set(parents) != set(_CONTROLLERS) or not all(os.access(parent, os.W_OK) for parent in parents.values()):
-        return None
-    return Hierarchy(1, parents)
+    parents = {name: parent for name, parent in parents.items() if os.access(parent, os.W_OK)}
+    return Hierarchy(1, parents) if set(_CONTROLLERS) <= set(parents) else None
 
 
 def _version_2(own: str, mounts: str) -> Hierarchy | None:
@@ -181,6 +189,13 @@ def _counter(file: Path, name: str) -> int:
             if key == name:
                 return int(value)
     return 0
+
+
+def _number(file: Path) -> int:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def _remove_all(folders: Iterable[Path]) -> bool:

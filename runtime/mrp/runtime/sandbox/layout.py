@@ -3,7 +3,7 @@
 import os
 import posixpath
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from mrp.cache.canonical import Json, parse_canonical
 from mrp.cache.checkout import CHECKOUT_TIME
 from mrp.cache.digest import Digest
 from mrp.cache.store import Store
-from mrp.runtime.images.host import SEARCH_PATH, host_env, host_program, host_steps
+from mrp.runtime.images.host import SEARCH_PATH, host_env, host_program, host_steps, lay_out_host
 from mrp.runtime.sandbox.materials import Materials
 from mrp.runtime.sandbox.steps import Step
 from mrp.specs.errors import InfraError
@@ -24,12 +24,11 @@ DEFAULT_ENV = {
     "PATH": SEARCH_PATH,
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONHASHSEED": "0",
-    "TMPDIR": "/tmp",
     "TZ": "UTC",
 }
 """What every process finds in its environment unless its image, sandbox or own environment says otherwise."""
 
-_ROOT_FOLDERS = ("/tmp", "/run", "/var/tmp", "/home", "/opt", "/srv", "/mnt")
+_ROOT_FOLDERS = ("/tmp", "/run", "/home", "/opt", "/srv", "/mnt")
 _RESOLVER_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/services", "/etc/protocols", "/etc/gai.conf")
 
 
@@ -73,16 +72,14 @@ def view_image(digest: Digest, store: Store, materials: Materials, stack: ExitSt
             "use `base: host`",
             retryable=False,
         )
-    steps: list[Step] = []
-    stack.enter_context(materials.use(f"host-{digest}", lambda folder: steps.extend(host_steps(base, folder))))
+    root = stack.enter_context(materials.use(f"host-{digest}", lambda folder: lay_out_host(base, folder)))
     layers = None
     if description["layers"]:
         tree = store.merge_trees(description["layers"])
         layers = stack.enter_context(materials.use(tree, lambda folder: store.checkout(tree, folder, writable=False)))
     uid, gid = (int(part) for part in description["user"].split(":"))
     env = {**host_env(base), **description["env"]}
-    root = materials.folder(f"host-{digest}")
-    return ImageView(tuple(_moved(steps, root)), layers, env, uid, gid, host_program(base, "python3"))
+    return ImageView(tuple(host_steps(base, root)), layers, env, uid, gid, host_program(base, "python3"))
 
 
 def environment(process: Process, view: ImageView, secrets: Mapping[str, str]) -> dict[str, str]:
@@ -130,7 +127,7 @@ def root_steps(view: ImageView, private: Path, points: Iterable[str], network: b
 
     `points` are the paths that will be mounted on. `shared_memory` is the size of /dev/shm in bytes.
     """
-    steps = [Step("dir", path) for path in _ROOT_FOLDERS]
+    steps = [Step("dir", path) for path in _ROOT_FOLDERS] + [Step("link", "/var/tmp", "/tmp")]
     steps += view.steps
     steps += [Step("proc", "/proc"), Step("dev", "/dev", size=shared_memory)]
     steps += [Step("bind", f"/etc/{name}", str(private / name)) for name in sorted(os.listdir(private))]
@@ -153,12 +150,9 @@ def system_files(folder: Path, uid: int, gid: int) -> None:
         "hosts": "127.0.0.1 localhost mrp\n::1 localhost\n",
         "hostname": "mrp\n",
         "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
-        "localtime": "",
-        "timezone": "Etc/UTC\n",
     }
     for name, text in files.items():
-        if text:
-            (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _split(folder: Path, guest: str, points: set[str]) -> list[Step]:
@@ -205,9 +199,4 @@ def _make_mount_point(path: str, writable: Mapping[str, Path], read_only: Mappin
             continue
         if not stat.S_ISDIR(mode):
             raise InfraError(f"{path} cannot be mounted: {outer} holds something else there", retryable=False)
-
-
-def _moved(steps: Sequence[Step], folder: Path) -> Iterable[Step]:
-    return steps
-
 

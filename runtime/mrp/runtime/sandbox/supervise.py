@@ -7,7 +7,7 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +29,17 @@ _FREE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Ended:
-    """How the first process of a sandbox ended; cpu_s in seconds, max_rss in bytes."""
+    """How the program in a sandbox ended; cpu_s in seconds, max_rss in bytes.
+
+    exec_error: the errno when it could not be executed. started: false when the sandbox ended before it began, for a
+    reason that the log tells.
+    """
 
     exit_code: int
     cpu_s: float
     max_rss: int
+    exec_error: int | None = None
+    started: bool = True
 
 
 class Running(Protocol):
@@ -54,12 +60,15 @@ class Running(Protocol):
     def kill(self) -> None:
         """Kill everything in the sandbox at once."""
 
+    def close(self) -> None:
+        """Let go of what is only needed while it runs."""
+
 
 @dataclass(frozen=True)
 class Supervised:
-    """What came of it: `killed` is wall, disk or memory when this watch ended it, and `full` whether disk was used up.
+    """What came of it; `killed` is wall, disk, memory or pids when this watch ended it.
 
-    stdout and stderr hold at most LOG_BYTES + `margin`; `cut` tells which of the two had more.
+    stdout and stderr hold more than LOG_BYTES bytes when there was more, but not all of it.
     """
 
     ended: Ended
@@ -87,20 +96,27 @@ class Wake:
 
 @dataclass
 class Watch:
-    """Limits that are watched, not enforced by the kernel: bytes in writable folders, and memory without a cgroup.
+    """Limits that are watched, not enforced by the kernel: bytes in writable folders, and more where no cgroup is.
 
-    `disk` and `memory` in bytes, `memory` None where a cgroup limits it; `base` is what the folders held at first.
+    `disk` and `memory` are in bytes; `memory` and `pids` None where a cgroup limits them; `base` is what the folders
+    held at first. `full` and `crowded` tell whether disk and pids were ever used up.
     """
 
     folders: Sequence[Path]
     disk: int
-    memory: int | None
+    memory: int | None = None
+    pids: int | None = None
     base: int = 0
     full: bool = False
+    crowded: bool = False
+
+    def used(self) -> int:
+        """Bytes that the folders hold now beyond what they held at first."""
+        return folder_bytes(self.folders) - self.base
 
     def exceeded(self, processes: Sequence[int]) -> str | None:
-        """The limit that is exceeded now: disk, memory or None. Raises InfraError when this machine's disk is full."""
-        used = folder_bytes(self.folders) - self.base + _unlinked_bytes(processes, self.folders)
+        """The limit that is exceeded now: disk, memory, pids or None. Raises InfraError when this machine's disk is full."""
+        used = self.used() + _unlinked_bytes(processes, self.folders)
         self.full = self.full or used >= self.disk
         if used > self.disk:
             return "disk"
@@ -109,6 +125,10 @@ class Watch:
             raise InfraError(f"the disk that holds {self.folders[0]} is full; free some space there and build again")
         if self.memory is not None and sum(map(_resident_bytes, processes)) > self.memory:
             return "memory"
+        if self.pids is not None:
+            self.crowded = self.crowded or len(processes) >= self.pids
+            if len(processes) > self.pids:
+                return "pids"
         return None
 
 
@@ -269,6 +289,3 @@ def signal_all(processes: Iterable[int], number: int) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
 
-
-Spawn = Callable[[int, int], Running]
-"""Starts a process with these descriptors as stdout and stderr."""

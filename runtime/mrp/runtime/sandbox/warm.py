@@ -1,0 +1,302 @@
+"""The backend's end of warm processes: starting zygotes, and handing them jobs and items."""
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import mrp.runtime.sandbox.zygote as zygote_module
+from mrp.runtime.sandbox.cgroups import Group
+from mrp.runtime.sandbox.launcher import Job, exit_code, send_frame
+from mrp.runtime.sandbox.supervise import Ended, descendants, signal_all
+from mrp.runtime.sandbox.zygote import ONE, ONE_WITH_NETWORK, SLOT, SLOT_WITH_NETWORK
+from mrp.specs.errors import InfraError
+from mrp.specs.work import SDK_DIR
+
+_START = (
+    "import sys; sys.path[0:1] = []; sys.path.append(sys.argv[2]); "
+    "from mrp.runtime.sandbox.zygote import main; main(int(sys.argv[1]), *sys.argv[2:])"
+)
+_ENV = {
+    "HOME": "/nonexistent",
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONHASHSEED": "0",
+    "PYTHONNOUSERSITE": "1",
+    "TZ": "UTC",
+}
+_START_SECONDS = 30.0
+
+
+class Zygote:
+    """A warm process of `python`; `sdk` is the folder with mrp.sdk when it is to run functions.
+
+    `log` takes what it says when it fails. Starts at once; raises InfraError when it cannot.
+    """
+
+    def __init__(self, python: str, sdk: Path | None, log: Path) -> None:
+        self._log = log
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        root = Path(zygote_module.__file__).parents[3]
+        arguments = [str(theirs.fileno()), str(root), str(sdk or ""), SDK_DIR]
+        try:
+            with log.open("ab") as errors:
+                self._process = subprocess.Popen(
+                    [python, "-c", _START, *arguments],
+                    env=_ENV,
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise InfraError(f"the warm process {python} could not be started: {error}") from error
+        finally:
+            theirs.close()
+
+    def start(self, job: Job, outputs: tuple[int, int], group: Group | None) -> "Forked":
+        """Fork a sandboxed process that runs `job` with `outputs` as stdout and stderr. Raises InfraError."""
+        return Forked(self._send(ONE if job.private_network else ONE_WITH_NETWORK, job, outputs, group), job)
+
+    def start_slot(self, job: Job, group: Group | None) -> "Slot":
+        """Fork a sandboxed process that runs items. Raises InfraError."""
+        return Slot(self._send(SLOT if job.private_network else SLOT_WITH_NETWORK, job, (), group))
+
+    def close(self) -> None:
+        """End it, and with it all that it forked. Idempotent."""
+        self._control.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _send(self, request: bytes, job: Job, outputs: Sequence[int], group: Group | None) -> "Channel":
+        ours, theirs = socket.socketpair()
+        opened: list[int] = []
+        try:
+            for file in group.process_files() if group is not None else ():
+                opened.append(os.open(file, os.O_WRONLY | os.O_CLOEXEC))
+            socket.send_fds(self._control, [request], [theirs.fileno(), *outputs, *opened])
+            send_frame(ours, job.to_bytes())
+        except OSError as error:
+            ours.close()
+            raise InfraError(f"a warm process ended early: {error}{self._said()}") from error
+        finally:
+            theirs.close()
+            for descriptor in opened:
+                os.close(descriptor)
+        return Channel(ours, self._said)
+
+    def _said(self) -> str:
+        text = self._log.read_text(encoding="utf-8", errors="replace").strip()
+        return f" ({text.splitlines()[-1]})" if text else ""
+
+
+class Channel:
+    """Lines of JSON from process 1 of a sandbox and from its zygote; the first names the process."""
+
+    def __init__(self, connection: socket.socket, said: object) -> None:
+        self.connection = connection
+        self._said = said
+        self._buffer = b""
+        self.pidfd = -1
+        self.pid = 0
+        try:
+            self._wait_for_start()
+        except BaseException:
+            self.close()
+            raise
+
+    def lines(self, *, wait: bool = False) -> list[dict[str, object]]:
+        """What has arrived; with `wait`, at least one line. Raises InfraError when the sandbox or its zygote failed."""
+        found: list[dict[str, object]] = []
+        while not found:
+            if not wait and not select.select([self.connection], [], [], 0)[0]:
+                return found
+            data, descriptors, _, _ = socket.recv_fds(self.connection, 1 << 16, 1)
+            if descriptors:
+                self.pidfd = descriptors[0]
+            if not data:
+                text = self._said() if callable(self._said) else ""
+                raise InfraError(f"a warm process ended while a sandbox ran{text}")
+            *whole, self._buffer = (self._buffer + data).split(b"\n")
+            found += [json.loads(line) for line in whole]
+            for line in found:
+                if "failed" in line:
+                    raise InfraError(
+                        f"the sandbox could not be set up: {line['failed']}", retryable=not line.get("permanent")
+                    )
+        return found
+
+    def kill(self) -> None:
+        """Kill process 1, and so everything in its sandbox."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        except (ProcessLookupError, OSError):
+            return
+
+    def workers(self) -> list[int]:
+        """The processes inside, without process 1."""
+        return descendants(self.pid)
+
+    def close(self) -> None:
+        self.connection.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+    def _wait_for_start(self) -> None:
+        self.connection.settimeout(_START_SECONDS)
+        while not self.pid:
+            try:
+                for line in self.lines(wait=True):
+                    started = line.get("started")
+                    if isinstance(started, int):
+                        self.pid = started
+            except TimeoutError as error:
+                raise InfraError("a warm process did not answer") from error
+        self.connection.settimeout(None)
+
+
+class Forked:
+    """A sandbox that runs one job; see mrp.runtime.sandbox.supervise.Running."""
+
+    def __init__(self, channel: Channel, job: Job) -> None:
+        self._channel = channel
+        self._exec_error: int | None = None
+
+    def fileno(self) -> int:
+        return self._channel.connection.fileno()
+
+    def ended(self) -> Ended | None:
+        for line in self._channel.lines():
+            if "exec" in line:
+                self._exec_error = int(str(line["exec"]))
+            if "status" in line:
+                code = exit_code(int(str(line["status"])))
+                return Ended(code, float(str(line["cpu"])), int(str(line["rss"])), self._exec_error)
+        return None
+
+    def processes(self) -> list[int]:
+        return self._channel.workers()
+
+    def ask_to_end(self) -> None:
+        signal_all(self.processes(), signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._channel.kill()
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class Slot:
+    """A sandbox that runs items one after the other; `dead` once it ended."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.dead = False
+        self.served = 0
+
+    def start(
+        self, mounts: Sequence[tuple[str, str, bool]], env: Mapping[str, str], cwd: str, outputs: tuple[int, int]
+    ) -> "Item":
+        """Run an item with these folders; see mrp.runtime.sandbox.slot.run_slot. Raises InfraError."""
+        data = json.dumps({"mounts": list(mounts), "env": dict(env), "cwd": cwd}).encode()
+        self.served += 1
+        try:
+            send_frame(self.channel.connection, data, outputs)
+        except OSError as error:
+            self.dead = True
+            raise InfraError(f"a process for pure operators ended early: {error}") from error
+        return Item(self)
+
+    def close(self) -> None:
+        """Kill the sandbox and wait until nothing of it is left."""
+        self.dead = True
+        self.channel.kill()
+        wait_for_end(self.channel.pidfd)
+        self.channel.close()
+
+
+class Item:
+    """One item in a slot; see mrp.runtime.sandbox.supervise.Running. When it is killed its slot dies with it."""
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+
+    def fileno(self) -> int:
+        return self._slot.channel.connection.fileno()
+
+    def ended(self) -> Ended | None:
+        try:
+            lines = self._slot.channel.lines()
+        except InfraError:
+            self._slot.dead = True
+            raise
+        for line in lines:
+            if "exit" in line:
+                return Ended(int(str(line["exit"])), float(str(line["cpu"])), int(str(line["rss"])))
+            if "status" in line:
+                self._slot.dead = True
+                code = exit_code(int(str(line["status"])))
+                return Ended(code, float(str(line["cpu"])), int(str(line["rss"])))
+        return None
+
+    def processes(self) -> list[int]:
+        return self._slot.channel.workers()
+
+    def ask_to_end(self) -> None:
+        signal_all(self.processes(), signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._slot.dead = True
+        self._slot.channel.kill()
+
+    def close(self) -> None:
+        """The slot stays for the next item."""
+
+
+class Zygotes:
+    """The warm processes of one backend, each started when it is first needed. Safe from any thread."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._lock = threading.Lock()
+        self._known: dict[tuple[str, str], Zygote] = {}
+
+    def get(self, python: str, sdk: Path | None) -> Zygote:
+        """The zygote of this Python that has loaded this mrp.sdk."""
+        key = (python, sdk.name if sdk is not None else "")
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = Zygote(python, sdk, self._place / f"zygote-{len(self._known)}.log")
+            return self._known[key]
+
+    def forget(self, zygote: Zygote) -> None:
+        """Have the next `get` start another in place of one that failed."""
+        with self._lock:
+            self._known = {key: known for key, known in self._known.items() if known is not zygote}
+        zygote.close()
+
+    def close(self) -> None:
+        """End all of them."""
+        with self._lock:
+            known, self._known = self._known, {}
+        for zygote in known.values():
+            zygote.close()
+
+
+def wait_for_end(pidfd: int) -> None:
+    """Wait until a process that was killed is gone, and with process 1 all of its sandbox."""
+    if pidfd >= 0:
+        select.select([pidfd], [], [], 10)
