@@ -4,9 +4,10 @@ import dataclasses
 from decimal import Decimal
 
 import pytest
+from support.stores import entry_of
+
 from mrp.cache.canonical import action_key
 from mrp.cache.store import Store
-from support.stores import entry_of
 
 
 @pytest.fixture

@@ -4,11 +4,12 @@ import os
 import threading
 
 import pytest
+from support.stores import LARGE, SMALL, settle
+
 from mrp.cache.blobs import INLINE_LIMIT, MAX_PENDING_BLOBS
 from mrp.cache.digest import Digest, digest_bytes
 from mrp.cache.hashing import THREADED, hash_file, hash_files
 from mrp.cache.store import ChangedWhileRead, MissingBlob, Store
-from support.stores import LARGE, SMALL, settle
 
 SIZES = [0, 1, INLINE_LIMIT, INLINE_LIMIT + 1, 1_000_000]
 

@@ -6,10 +6,11 @@ import random
 import shutil
 
 import pytest
+from support.stores import LARGE, SMALL, entry_of, settle
+
 from mrp.cache.canonical import action_key
 from mrp.cache.layout import FORMAT_VERSION
 from mrp.cache.store import CacheError, MissingBlob, Store
-from support.stores import LARGE, SMALL, entry_of, settle
 
 
 def make(root):
@@ -74,8 +75,8 @@ def read_stream(store):
 
 
 def flip(path, offset):
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1 << (offset % 8)
+    data = bytearray(path.read_bytes() or b"\0")
+    data[max(offset, 0)] ^= 1 << (offset % 8)
     mode = path.stat().st_mode
     path.chmod(0o644)
     path.write_bytes(data)
@@ -129,8 +130,6 @@ def test_a_damaged_file_is_never_believed(tmp_path, damage, number):
     files = stored_files(root)
     assert len(files) == 6
     path = files[number]
-    if damage in ("first bit", "middle bit", "last bit") and path.stat().st_size == 0:
-        pytest.skip("an empty file has no bits")
     DAMAGES[damage](path)
     try:
         use(root, entry)

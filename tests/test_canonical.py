@@ -6,6 +6,7 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mrp.cache.canonical import action_key, canonical_bytes, canonical_text, number_text, parse_canonical
 from mrp.cache.digest import digest_bytes, parse_digest
 

@@ -64,7 +64,7 @@ def test_patterns_take_files_sorted_by_code_point_and_no_hidden_ones_unless_name
         ("a**", "'a**' has `**` inside a name", "`**` stands alone between slashes"),
         ("[ab", "'[ab' has a `[` that is not closed", ""),
         ("*.md", "'*.md' matches no file", ""),
-        ("b.py", "there is no p/b.py", "did you mean `a.py`?"),
+        ("b.py", "there is no p/b.py", "did you mean `B.py`?"),
         ("x/q/a.py", "there is no p/x/q", "did you mean `y`?"),
         ("empty", "the folder p/empty holds no file", ""),
     ],

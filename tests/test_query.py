@@ -434,7 +434,9 @@ def test_queries_read_naively_have_the_same_answer(data: st.DataObject, picture:
         return
     found = run_query(text, drawn_from(picture)).labels
     assert set(found) == expected
-    if query[0] != "somepath":
+    while query[0] == "let":
+        query = query[-1]
+    if query[0] not in ("somepath", "variable"):
         assert list(found) == sorted(found)
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from mrp.cache.canonical import Json, action_key
 from mrp.cache.store import ActionEntry, Entry, Store
 

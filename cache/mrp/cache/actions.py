@@ -119,14 +119,19 @@ def encode_rows(entries: Sequence[ActionEntry]) -> Rows:
 
 
 def insert_rows(connection: sqlite3.Connection, rows: Rows) -> list[ActionKey]:
-    """Write rows; the keys that had an entry already, which stays as it is, are given back."""
+    """Write rows; the keys that had an entry already, which stays as it is, are given back.
+
+    Only a damaged preimage of theirs is mended: there is one right one for a key.
+    """
     present: list[ActionKey] = []
+    mend = "UPDATE actions SET preimage = ? WHERE key = ? AND preimage <> ?"
     sql = (
         "INSERT OR IGNORE INTO actions (key, created, used, kind, body, checksum, preimage) "
         "VALUES (?, ?, ?, ?, ?, ?, ?)"
     )
     for row in rows:
         if connection.execute(sql, row).rowcount == 0:
+            connection.execute(mend, (row[-1], row[0], row[-1]))
             present.append(ActionKey(Digest(row[0].hex())))
     return present
 

@@ -23,7 +23,7 @@ Rows = list[tuple[Any, ...]]
 BUSY_SECONDS = 60.0
 """How long a writer waits for another process's transaction."""
 
-MAX_PARAMETERS = 1000
+MAX_PARAMETERS = 900
 """Question marks in one statement; longer lists are cut."""
 
 _APPLICATION_ID = 0x6D727001
@@ -63,7 +63,7 @@ class Index:
                     if self._reader is None:
                         self._reader = self._connect()
                     return self._reader.execute(sql, parameters).fetchall()
-                except sqlite3.Error as error:
+                except _FAILURES as error:
                     raise self._classified(error) from error
 
         return self._retry_damaged(attempt)
@@ -90,7 +90,7 @@ class Index:
                 assert self._writer is not None
                 try:
                     return _in_transaction(self._writer, work)
-                except sqlite3.Error as error:
+                except _FAILURES as error:
                     raise self._classified(error) from error
 
         result = self._retry_damaged(attempt)
@@ -113,9 +113,10 @@ class Index:
                 if self._writer is None:
                     return
                 try:
-                    self._writer.execute("PRAGMA incremental_vacuum").fetchall()
+                    # This statement steps once for every page, which execute() would stop after the first.
+                    self._writer.executescript("PRAGMA incremental_vacuum")
                     self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-                except sqlite3.Error as error:
+                except _FAILURES as error:
                     raise self._classified(error) from error
 
         self._retry_damaged(attempt)
@@ -181,7 +182,7 @@ class Index:
             except BaseException:
                 writer.close()
                 raise
-        except sqlite3.Error as error:
+        except _FAILURES as error:
             raise self._classified(error) from error
         self._writer = writer
 
@@ -239,7 +240,7 @@ class Index:
                     connection.close()
         self._reader = self._writer = None
 
-    def _classified(self, error: sqlite3.Error) -> Exception:
+    def _classified(self, error: Exception) -> Exception:
         """What a failure means: the index is damaged, or a CacheError with a next step."""
         root = self._layout.root
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
@@ -266,6 +267,10 @@ class Index:
         return CacheError(
             f"The index of the cache {root} failed ({error}); check that disk, or set MRP_CACHE to another folder."
         )
+
+
+# A damaged schema makes the sqlite3 module fail to decode SQLite's own message.
+_FAILURES = (sqlite3.Error, UnicodeDecodeError)
 
 
 class _Damaged(Exception):

@@ -5,10 +5,10 @@ is renamed into quarantine/; nothing stored is edited.
 """
 
 import fcntl
+import itertools
 import json
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +34,7 @@ class Layout:
         self.quarantine = root / "quarantine"
         self.memo = root / "memo"
         self.lock = root / "lock"
+        self._numbers = itertools.count()
         self._prefix = f"{self.blobs}{os.sep}"
 
     def blob(self, digest: Digest) -> str:
@@ -85,18 +86,21 @@ class Layout:
             folder.mkdir(parents=True, exist_ok=True)
             return
         if not is_folder:
-            self.put_aside(folder)
+            in_the_way = folder.rename(self.root / f"{folder.name}.in-the-way")
             folder.mkdir(parents=True, exist_ok=True)
+            self.put_aside(in_the_way)
         elif not os.access(folder, os.W_OK | os.X_OK):
             raise not_writable(self.root, folder)
 
     def temporary(self) -> tuple[int, str]:
         """A new empty file under tmp/: an open descriptor and its path."""
+        path = f"{self.tmp}{os.sep}{os.getpid()}-{next(self._numbers)}-{time.time_ns()}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            return tempfile.mkstemp(dir=self.tmp)
+            return os.open(path, flags, 0o600), path
         except FileNotFoundError:
             self.tmp.mkdir(parents=True, exist_ok=True)
-            return tempfile.mkstemp(dir=self.tmp)
+            return os.open(path, flags, 0o600), path
 
     def place(self, temporary: str, path: str) -> None:
         """Rename `temporary` to `path`; whatever stands in the way is put aside."""

@@ -89,6 +89,9 @@ def verify(store: Store) -> VerifyReport:
     whole = 0
     incomplete: list[ActionKey] = []
     for entry, _ in action_entries(store):
+        if store.preimage(entry.key) is None:
+            store.forget([entry.key])
+            continue
         whole += 1
         if store.missing_deep(entry.refs()):
             incomplete.append(entry.key)

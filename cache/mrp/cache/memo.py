@@ -4,7 +4,6 @@ Kept with diskcache, as JSON and never pickled, each with a checksum. Whatever g
 be deleted at any time.
 """
 
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -60,6 +59,8 @@ class Memo:
             return work(self._cache)
         except Exception:
             # Which exceptions a damaged diskcache raises is not documented; all of them mean "not known".
+            import shutil
+
             self._failures += 1
             self.close()
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -87,7 +87,7 @@ def analyse(root: Path, config: Sequence[str] = (), memory: Memory | None = None
         others.extend(other_forms)
         if chosen_form is not None:
             declared[label] = chosen_form
-    index = Index(packages.targets, declared)
+    index = Index(packages, declared)
     resolved = {unit.label: resolve_unit(unit, index, workspace.tree, problems) for unit in _units(declared.values())}
     for unit in _units(others):
         resolve_unit(unit, index, workspace.tree, problems)

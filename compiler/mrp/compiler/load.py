@@ -47,20 +47,28 @@ class RawTarget:
 
 @dataclass(frozen=True)
 class Packages:
-    """All targets by label, the packages' folders (`known`), and the digests of the files that declare them."""
+    """All targets by label, the packages' folders (`known`), and the digests of the files that declare them.
+
+    `unsure` are the folders of packages of which not everything could be read, so that they may hold more targets.
+    """
 
     targets: dict[str, RawTarget]
     known: frozenset[str]
     documents: dict[str, Digest]
+    unsure: frozenset[str]
 
 
 def load_packages(root: Path, tree: WorkspaceTree, problems: Problems, memory: Memory | None = None) -> Packages:
     """Every package below `root`; what is wrong goes to `problems`, and all that can be read is returned."""
     loader = _Loader(root, tree, problems, memory)
     folders = tuple(_package_folders(tree, problems))
+    unsure: set[str] = set()
     for folder in folders:
+        before = len(problems)
         loader.package(folder)
-    return Packages(loader.targets, frozenset(folders), loader.documents)
+        if len(problems) > before:
+            unsure.add(folder)
+    return Packages(loader.targets, frozenset(folders), loader.documents, frozenset(unsure))
 
 
 def _package_folders(tree: WorkspaceTree, problems: Problems) -> Iterator[str]:

@@ -49,8 +49,8 @@ class World:
     costs: dict[str, Decimal] = field(default_factory=dict)
 
     def vertices(self, found: Found) -> list[Vertex]:
-        """The vertices of `found`, in its order or else by label."""
-        return [self.graph[label] for label in (found if isinstance(found, list) else sorted(found))]
+        """The vertices of `found`, by label."""
+        return [self.graph[label] for label in sorted(found)]
 
     def asked_of_past(self, found: Found, function: str) -> tuple[Past, list[str]]:
         """The past, and the targets among `found`."""
@@ -144,8 +144,7 @@ def _labels(world: World, name: str, targets: Found) -> Found:
 def _some(world: World, targets: Found, count: int = 1) -> Found:
     if not targets:
         raise FunctionError("`some` found nothing to choose from", "its argument is an empty set")
-    chosen = [vertex.label for vertex in world.vertices(targets)[:count]]
-    return chosen if isinstance(targets, list) else set(chosen)
+    return set(sorted(targets)[:count])
 
 
 def _tests(world: World, targets: Found) -> Found:

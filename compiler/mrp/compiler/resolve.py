@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from mrp.compiler.declare import Declared, Unit
 from mrp.compiler.globs import Expansion, GlobError, WorkspaceTree, expand, expand_file
-from mrp.compiler.load import RawTarget
+from mrp.compiler.load import Packages
 from mrp.compiler.problems import Problems
 from mrp.compiler.references import FileUse, LabelUse, Location, Want, file_uses, label_uses
 from mrp.rules.reducers import REDUCERS
@@ -52,14 +52,18 @@ class Resolved:
 class Index:
     """The targets of a workspace as labels see them: every name, and the cells of those that are valid."""
 
-    def __init__(self, targets: Mapping[str, RawTarget], declared: Mapping[str, Declared]) -> None:
-        self._targets, self._declared = targets, declared
+    def __init__(self, packages: Packages, declared: Mapping[str, Declared]) -> None:
+        self._targets, self._unsure, self._declared = packages.targets, packages.unsure, declared
 
     def kind(self, label: str) -> str:
         return self._targets[label].kind
 
     def has(self, label: Label) -> bool:
         return str(label.target) in self._targets
+
+    def may_have(self, label: Label) -> bool:
+        """Whether `label` may name a target that could not be read, which is reported where it stands."""
+        return not self.has(label) and label.package in self._unsure
 
     def known(self, label: Label) -> str:
         """The text of `label`'s target, which exists; raises LabelError with the nearest one."""
@@ -116,6 +120,8 @@ def _labels(use: LabelUse, unit: Unit, index: Index) -> tuple[str, ...]:
     if text.startswith(BUILTIN):
         return (_builtin(text, use, unit),)
     label = parse_label(text, unit.package, bare=True)
+    if index.may_have(label):
+        return ()
     if use.kinds == ("reducer",) and text == label.name and not index.has(label):
         near = did_you_mean(text, REDUCERS)
         if near:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
-from mrp.cli.flags import add_compile_flags, add_engine_flags, add_selection_flags, build_options, need_targets
+from mrp.cli.flags import add_build_flags, add_compile_flags, add_selection_flags, build_options, need_targets
 from mrp.cli.progress import Progress
 from mrp.cli.screen import Screen
 from mrp.cli.workspace import find_root
@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_compile_flags(parser)
     add_selection_flags(parser)
-    add_engine_flags(parser)
+    add_build_flags(parser)
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrp.cache.canonical import canonical_bytes
-from mrp.cli.flags import add_compile_flags, add_engine_flags, add_selection_flags, build_options, need_targets
+from mrp.cli.flags import add_build_flags, add_compile_flags, add_selection_flags, build_options, need_targets
 from mrp.cli.screen import Screen
 from mrp.cli.workspace import find_root
 from mrp.specs.errors import UsageError
@@ -24,7 +24,7 @@ def configure_compile(parser: argparse.ArgumentParser) -> None:
 def configure_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", metavar="DIR", help="a folder that mrp compile wrote, or its ir.json")
     add_selection_flags(parser)
-    add_engine_flags(parser)
+    add_build_flags(parser)
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:

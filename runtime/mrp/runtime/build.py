@@ -12,6 +12,7 @@ from mrp.cache.canonical import Json, canonical_digest
 from mrp.cache.filestats import FileDigests
 from mrp.cache.inflight import InFlight
 from mrp.cache.store import Store
+from mrp.rules.dataset import DatasetRule
 from mrp.rules.rule import DatasetValue, DocumentValue, ProducedValue, RuleContext, Selection, TrialsValue, Value
 from mrp.runtime import money, runs
 from mrp.runtime.coordinator import Account, Coordinator, Failure, Settings, TaskState
@@ -24,10 +25,11 @@ from mrp.runtime.ledger import Ledger
 from mrp.runtime.outputs import publish
 from mrp.runtime.sandbox.protocol import Backend
 from mrp.runtime.sandbox.registry import BACKENDS
+from mrp.runtime.sdk_tree import sdk_tree
 from mrp.runtime.secret_values import Secrets
 from mrp.runtime.sources import Sources
-from mrp.specs.errors import Diagnostic, PolicyError, Span, UsageError
-from mrp.specs.ir import JobTask, MapTask, Plan, ProduceTask, dependencies, plan_bytes
+from mrp.specs.errors import Diagnostic, PolicyError, Span, SpecError, UsageError
+from mrp.specs.ir import DatasetTask, JobTask, MapTask, Plan, ProduceTask, dependencies, plan_bytes
 from mrp.specs.labels import parse_label
 from mrp.specs.results import Ref
 from mrp.specs.work import ISOLATION
@@ -163,12 +165,13 @@ def run_plan(plan: Plan, options: BuildOptions, store: Store, digests: FileDiges
     """Run a plan. Raises UsageError and PolicyError before anything is executed."""
     _refuse_other_engines(options)
     plan = _adapted(plan, options)
+    datasets = _read_datasets(plan, options, store)
     state = state_folder(options.root)
     runs.sweep_dead_runs(state)
     run = runs.Run(state)
     log = EventLog(run.folder / "events.jsonl", options.on_event)
     try:
-        return _Building(plan, options, store, digests, run, log).run()
+        return _Building(plan, options, store, digests, datasets, run, log).run()
     finally:
         log.close()
         run.close()
@@ -178,8 +181,16 @@ class _Building:
     """One run: it owns the backend, which is started when the first process needs it."""
 
     def __init__(
-        self, plan: Plan, options: BuildOptions, store: Store, digests: FileDigests, run: runs.Run, log: EventLog
+        self,
+        plan: Plan,
+        options: BuildOptions,
+        store: Store,
+        digests: FileDigests,
+        datasets: Mapping[str, Value],
+        run: runs.Run,
+        log: EventLog,
     ) -> None:
+        self._datasets = datasets
         self._plan, self._options, self._store, self._digests = plan, options, store, digests
         self._run, self._log = run, log
         self._state = state_folder(options.root)
@@ -210,6 +221,10 @@ class _Building:
         self._options.interrupt.listen(lambda level: self._interrupted(level, engine))
         try:
             coordinator = self._passes(engine, inflight)
+        except BaseException:
+            if self._backend is not None:
+                self._backend.cancel()
+            raise
         finally:
             engine.close()
             if self._backend is not None:
@@ -225,8 +240,11 @@ class _Building:
         for _ in range(_MOST_PASSES):
             self._account.failures.clear()
             self._account.failed.clear()
+            for account in accounts:
+                account.estimate_usd = account.spent_usd
             coordinator = Coordinator(
                 plan=self._plan,
+                known=self._datasets,
                 context=self._context,
                 store=self._store,
                 inflight=inflight,
@@ -253,13 +271,17 @@ class _Building:
     def _context(self, values: Mapping[str, Value]) -> RuleContext:
         from mrp.runtime.images.host import describe_host
 
-        from mrp.runtime.sdk_tree import sdk_tree
-
         def host(toolchain: tuple[str, ...]) -> Json:
             return describe_host(toolchain, self._digests)
 
-        sources = Sources(self._options.root, self._store)
-        return RuleContext(self._store, values, host, sources.bring, lambda: sdk_tree(self._store), self._selection)
+        return RuleContext(
+            store=self._store,
+            values=values,
+            host=host,
+            import_sources=Sources(self._options.root, self._store).bring,
+            sdk=lambda: sdk_tree(self._store),
+            selection=self._selection,
+        )
 
     def _demand(self, label: str) -> Demand:
         from mrp.specs.labels import parse_pattern
@@ -400,6 +422,31 @@ def _adapted(plan: Plan, options: BuildOptions) -> Plan:
     ]
     requested = tuple(label for label in plan.requested if _task_label(label) in labels)
     return replace(plan, tasks=tuple(tasks), requested=requested)
+
+
+def _read_datasets(plan: Plan, options: BuildOptions, store: Store) -> dict[str, Value]:
+    """Datasets that are files of the workspace, read before anything runs: broken rows refuse the whole build.
+
+    Raises one SpecError with the faults of all of them.
+    """
+    values: dict[str, Value] = {}
+    context = RuleContext(
+        store=store,
+        values=values,
+        host=lambda toolchain: None,
+        import_sources=Sources(options.root, store).bring,
+        sdk=lambda: sdk_tree(store),
+    )
+    faults: list[Diagnostic] = []
+    for task in plan.tasks:
+        if isinstance(task, DatasetTask) and task.files is not None and not task.files.outputs:
+            try:
+                values[task.label] = DatasetRule(task, context).value()
+            except SpecError as error:
+                faults.extend(error.diagnostics)
+    if faults:
+        raise SpecError(faults)
+    return values
 
 
 def _task_label(label: str) -> str:

@@ -19,7 +19,7 @@ from mrp.rules.action import Action, ActionKind
 from mrp.rules.produce import Publish
 from mrp.rules.reduction import ExpectationFailed
 from mrp.rules.registry import make_rule
-from mrp.rules.rule import DatasetValue, ProducedValue, Rule, RuleContext, Settled, Value
+from mrp.rules.rule import DatasetValue, NoAction, ProducedValue, Rule, RuleContext, Settled, Value
 from mrp.runtime.decide import Demand, Hit, decide
 from mrp.runtime.engine.local import LocalEngine
 from mrp.runtime.events import (
@@ -100,11 +100,15 @@ class Settings:
 
 
 class Coordinator:
-    """Runs one plan to its end. `values` and `account` are what it leaves; `damaged` asks for another pass."""
+    """Runs one plan to its end. `values` and `account` are what it leaves; `damaged` asks for another pass.
+
+    `known` are the values of tasks that need not be opened, because they were read before.
+    """
 
     def __init__(
         self,
         plan: Plan,
+        known: Mapping[str, Value],
         context: Callable[[Mapping[str, Value]], RuleContext],
         store: Store,
         inflight: InFlight,
@@ -120,6 +124,7 @@ class Coordinator:
         self.states = {task.label: TaskState.WAITING for task in plan.tasks}
         self.account = account
         self.damaged = False
+        self._known = known
         self._tasks = {task.label: task for task in plan.tasks}
         self._needs = {task.label: set(dependencies(task)) for task in plan.tasks}
         self._dependents: dict[str, list[str]] = {}
@@ -160,7 +165,8 @@ class Coordinator:
     def _open_task(self, task: Task) -> None:
         self._move(task.label, TaskState.OPEN)
         try:
-            rule = make_rule(task, self._context)
+            known = self._known.get(task.label)
+            rule = NoAction(known) if known is not None else make_rule(task, self._context)
         except (MrpError, CacheError) as error:
             self._fail(task.label, error)
             return

@@ -17,7 +17,7 @@ from mrp.runtime.sandbox.cgroups import Group
 from mrp.runtime.sandbox.launcher import HOSTNAME, Job
 from mrp.runtime.sandbox.plain import limit_process
 from mrp.runtime.sandbox.steps import Step
-from mrp.runtime.sandbox.supervise import Ended, descendants, signal_all
+from mrp.runtime.sandbox.supervise import Ended, NotExecuted, Running, descendants, signal_all
 from mrp.runtime.sandbox.warm import wait_for_end
 from mrp.specs.errors import InfraError
 
@@ -41,7 +41,7 @@ def find_bubblewrap() -> str | None:
     return None
 
 
-def start_bubblewrap(bubblewrap: str, job: Job, outputs: tuple[int, int], group: Group | None) -> "Wrapped":
+def start_bubblewrap(bubblewrap: str, job: Job, outputs: tuple[int, int], group: Group | None) -> Running:
     """Start a job that has an argv and no `allow`. Raises InfraError."""
     assert job.argv is not None and job.allow is None
     seccomp = _memory_file(base64.b64decode(job.seccomp))
@@ -64,7 +64,7 @@ def start_bubblewrap(bubblewrap: str, job: Job, outputs: tuple[int, int], group:
         os.close(status_read)
         os.close(block_write)
         if error.errno == errno.E2BIG:
-            raise ArgumentsTooLong from error
+            return NotExecuted(errno.E2BIG)
         raise InfraError(f"bubblewrap could not be started: {error}") from error
     finally:
         for descriptor in given:
@@ -79,10 +79,6 @@ def start_bubblewrap(bubblewrap: str, job: Job, outputs: tuple[int, int], group:
     finally:
         os.close(block_write)
     return wrapped
-
-
-class ArgumentsTooLong(Exception):
-    """The program's arguments are more than the kernel takes."""
 
 
 class Wrapped:
@@ -209,7 +205,7 @@ def _memory_file(data: bytes) -> int:
     return descriptor
 
 
-def works(bubblewrap: str, root: Path) -> bool:
+def works(bubblewrap: str) -> bool:
     """Whether bubblewrap can make a sandbox here; in many containers it cannot."""
     command = [bubblewrap, "--unshare-all", "--uid", "1000", "--gid", "1000", "--ro-bind", "/usr", "/usr"]
     for folder in ("/bin", "/lib", "/lib64"):
@@ -218,5 +214,5 @@ def works(bubblewrap: str, root: Path) -> bool:
         elif Path(folder).is_dir():
             command += ["--ro-bind", folder, folder]
     command += ["--proc", "/proc", "--dev", "/dev", "--cap-drop", "ALL", "true"]
-    done = subprocess.run(command, capture_output=True, check=False, cwd=root, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, capture_output=True, check=False, cwd="/", stdin=subprocess.DEVNULL)
     return done.returncode == 0

@@ -16,7 +16,7 @@ from mrp.runtime.images.host import SEARCH_PATH, host_env, host_program, host_st
 from mrp.runtime.sandbox.materials import Materials
 from mrp.runtime.sandbox.steps import Step
 from mrp.specs.errors import InfraError
-from mrp.specs.work import OUT, WORK, Mount, Process
+from mrp.specs.work import OPERATOR_DIR, OUT, SDK_DIR, WORK, Mount, Process
 
 DEFAULT_ENV = {
     "HOME": WORK,
@@ -27,6 +27,9 @@ DEFAULT_ENV = {
     "TZ": "UTC",
 }
 """What every process finds in its environment unless its image, sandbox or own environment says otherwise."""
+
+CODE = (OPERATOR_DIR, SDK_DIR)
+"""Mounts that are the same for all items of an operator."""
 
 _ROOT_FOLDERS = ("/tmp", "/run", "/home", "/opt", "/srv", "/mnt")
 _RESOLVER_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/services", "/etc/protocols", "/etc/gai.conf")
@@ -75,8 +78,7 @@ def view_image(digest: Digest, store: Store, materials: Materials, stack: ExitSt
     root = stack.enter_context(materials.use(f"host-{digest}", lambda folder: lay_out_host(base, folder)))
     layers = None
     if description["layers"]:
-        tree = store.merge_trees(description["layers"])
-        layers = stack.enter_context(materials.use(tree, lambda folder: store.checkout(tree, folder, writable=False)))
+        layers = stack.enter_context(materials.tree(store.merge_trees(description["layers"]), store))
     uid, gid = (int(part) for part in description["user"].split(":"))
     env = {**host_env(base), **description["env"]}
     return ImageView(tuple(host_steps(base, root)), layers, env, uid, gid, host_program(base, "python3"))
@@ -111,10 +113,7 @@ def lay_out(
             store.checkout(mount.tree, folder, writable=True)
             writable[path] = folder
         else:
-            tree = mount.tree
-            read_only[path] = stack.enter_context(
-                materials.use(tree, lambda folder, tree=tree: store.checkout(tree, folder, writable=False))  # type: ignore[misc]
-            )
+            read_only[path] = stack.enter_context(materials.tree(mount.tree, store))
     steps = []
     for path, folder in sorted({**writable, **read_only}.items()):
         _make_mount_point(path, writable, read_only)
@@ -122,14 +121,46 @@ def lay_out(
     return Folders(writable, read_only, tuple(steps))
 
 
-def root_steps(view: ImageView, private: Path, points: Iterable[str], network: bool, shared_memory: int) -> list[Step]:
+def lay_out_item(process: Process, place: Path, store: Store) -> Folders:
+    """Make the folders of one item of a pure operator below `place`, all its own; what is in CODE is not among them."""
+    mounts = {mount.path: mount for mount in process.mounts if mount.path not in CODE}
+    for path in (WORK, OUT, *process.outputs):
+        mounts.setdefault(path, Mount(path, store.put_tree({}), writable=True))
+    place.mkdir()
+    writable: dict[str, Path] = {"/tmp": place / "tmp"}
+    read_only: dict[str, Path] = {}
+    (place / "tmp").mkdir()
+    for number, (path, mount) in enumerate(sorted(mounts.items())):
+        _check_mount(path)
+        folder = place / f"{'w' if mount.writable else 'r'}{number}"
+        store.checkout(mount.tree, folder, writable=mount.writable)
+        (writable if mount.writable else read_only)[path] = folder
+    return Folders(writable, read_only, ())
+
+
+def item_points(process: Process) -> list[str]:
+    """The guest paths that lay_out_item makes folders for, sorted."""
+    own = {mount.path for mount in process.mounts if mount.path not in CODE}
+    return sorted({"/tmp", WORK, OUT, *process.outputs} | own)
+
+
+def is_nested(paths: Iterable[str]) -> bool:
+    """Whether one of the paths lies in another."""
+    known = sorted(paths)
+    return any(inner.startswith(f"{outer}/") for outer in known for inner in known)
+
+
+def root_steps(
+    view: ImageView, private: Path, points: Iterable[str], network: bool, shared_memory: int, *, execute: bool
+) -> list[Step]:
     """The steps for all that is the same for every process in an image; `private` is where system_files wrote.
 
-    `points` are the paths that will be mounted on. `shared_memory` is the size of /dev/shm in bytes.
+    `points` are the paths that will be mounted on. `shared_memory` is the size of /dev/shm in bytes,
+    and `execute` whether programs in there can be run.
     """
     steps = [Step("dir", path) for path in _ROOT_FOLDERS] + [Step("link", "/var/tmp", "/tmp")]
     steps += view.steps
-    steps += [Step("proc", "/proc"), Step("dev", "/dev", size=shared_memory)]
+    steps += [Step("proc", "/proc"), Step("dev", "/dev", size=shared_memory, execute=execute)]
     steps += [Step("bind", f"/etc/{name}", str(private / name)) for name in sorted(os.listdir(private))]
     if network:
         present = {step.path for step in steps}

@@ -3,9 +3,11 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from mrp.cache.digest import Digest
+from mrp.cache.store import Store
 from mrp.runtime.sandbox.scratch import remove_folder
 
 _IDLE_FOLDERS = 256
@@ -39,6 +41,10 @@ class Materials:
             yield folder
         finally:
             self._release(name)
+
+    def tree(self, tree: Digest, store: Store) -> AbstractContextManager[Path]:
+        """The folder with a stored tree."""
+        return self.use(tree, lambda folder: store.checkout(tree, folder, writable=False))
 
     def _make(self, folder: Path, make: Callable[[Path], None]) -> None:
         with self._lock:

@@ -1,5 +1,6 @@
 """Isolation `none`: a process with the same folders under other names, its own session and limits, and no walls."""
 
+import errno
 import os
 import resource
 import select
@@ -10,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mrp.runtime.sandbox.cgroups import Group
-from mrp.runtime.sandbox.supervise import Ended, descendants, signal_all
+from mrp.runtime.sandbox.supervise import Ended, NotExecuted, Running, descendants, signal_all
 from mrp.specs.errors import InfraError
 
 _LIMITS = {
@@ -37,8 +38,8 @@ def start_plain(
     rlimits: Mapping[str, int],
     outputs: tuple[int, int],
     group: Group | None,
-) -> "Plain | int":
-    """Start a process; gives the errno when the program cannot be executed. Raises InfraError."""
+) -> Running:
+    """Start a process. Raises InfraError."""
     try:
         process = subprocess.Popen(
             list(argv),
@@ -51,7 +52,7 @@ def start_plain(
             umask=0o022,
         )
     except OSError as error:
-        return error.errno or 1
+        return NotExecuted(error.errno or errno.EACCES)
     plain = Plain(process)
     try:
         if group is not None:

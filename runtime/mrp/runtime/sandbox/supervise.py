@@ -64,6 +64,32 @@ class Running(Protocol):
         """Let go of what is only needed while it runs."""
 
 
+class NotExecuted:
+    """A Running whose program could not be executed at all."""
+
+    def __init__(self, error: int) -> None:
+        self._ended = Ended(127, 0.0, 0, exec_error=error)
+        self._readable = os.eventfd(1, os.EFD_CLOEXEC)
+
+    def fileno(self) -> int:
+        return self._readable
+
+    def ended(self) -> Ended | None:
+        return self._ended
+
+    def processes(self) -> Sequence[int]:
+        return ()
+
+    def ask_to_end(self) -> None:
+        """There is nothing to end."""
+
+    def kill(self) -> None:
+        """There is nothing to kill."""
+
+    def close(self) -> None:
+        os.close(self._readable)
+
+
 @dataclass(frozen=True)
 class Supervised:
     """What came of it; `killed` is wall, disk, memory or pids when this watch ended it.

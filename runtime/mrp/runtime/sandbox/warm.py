@@ -220,11 +220,15 @@ class Slot:
             raise InfraError(f"a process for pure operators ended early: {error}") from error
         return Item(self)
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Kill the sandbox and wait until nothing of it is left."""
         self.dead = True
         self.channel.kill()
         wait_for_end(self.channel.pidfd)
+
+    def close(self) -> None:
+        """Kill the sandbox, wait, and let go of it."""
+        self.wait()
         self.channel.close()
 
 

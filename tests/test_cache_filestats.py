@@ -1,0 +1,177 @@
+"""Remembered digests of files: untouched ones are not read, and changed ones always are."""
+
+import os
+import sqlite3
+import threading
+
+import pytest
+from support.stores import settle
+
+from mrp.cache.digest import digest_bytes
+from mrp.cache.filestats import FileDigests
+from mrp.cache.hashing import hash_file
+from mrp.cache.store import ChangedWhileRead
+
+
+@pytest.fixture
+def files(tmp_path):
+    folder = tmp_path / "src"
+    folder.mkdir()
+    paths = [folder / f"{number}.txt" for number in range(20)]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"content %d" % number)
+    settle()
+    return paths
+
+
+@pytest.fixture
+def memory(tmp_path):
+    return tmp_path / ".mrp" / "files.sqlite"
+
+
+def read(memory, files):
+    """The digests, and how many files had to be read for them."""
+    with FileDigests.open(memory) as digests:
+        return digests.digest_many(files), digests.files_read
+
+
+def test_untouched_files_are_not_read_again(memory, files):
+    expected = {path: digest_bytes(path.read_bytes()) for path in files}
+    assert read(memory, files) == (expected, 20)
+    assert read(memory, files) == (expected, 0)
+
+
+def test_only_what_was_touched_is_read_again(memory, files):
+    before, _ = read(memory, files)
+    files[3].write_bytes(b"changed")
+    os.utime(files[4])
+    settle()
+    after, count = read(memory, files)
+    assert count == 2
+    assert after == before | {files[3]: digest_bytes(b"changed")}
+    assert read(memory, files) == (after, 0)
+
+
+def test_one_digest_at_a_time(memory, files):
+    with FileDigests.open(memory) as digests:
+        assert digests.digest(files[0]) == digests.digest(str(files[0])) == hash_file(files[0])
+        assert digests.files_read == 1
+
+
+@pytest.mark.parametrize("seconds", [-1, -3600, 3600, 10**9])
+def test_a_change_of_the_same_length_with_any_other_time_is_seen(memory, files, seconds):
+    read(memory, files)
+    status = files[0].stat()
+    files[0].write_bytes(files[0].read_bytes()[::-1])
+    moved = status.st_mtime_ns + seconds * 10**9
+    os.utime(files[0], ns=(moved, moved))
+    digests, _ = read(memory, files)
+    assert digests[files[0]] == hash_file(files[0])
+
+
+def test_a_change_whose_time_was_put_back_is_seen(memory, files):
+    read(memory, files)
+    status = files[0].stat()
+    files[0].write_bytes(files[0].read_bytes()[::-1])
+    os.utime(files[0], ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert files[0].stat().st_mtime_ns == status.st_mtime_ns
+    digests, count = read(memory, files)
+    assert count == 1
+    assert digests[files[0]] == hash_file(files[0])
+
+
+def test_another_file_moved_into_place_is_seen(memory, files):
+    read(memory, files)
+    status = files[0].stat()
+    other = files[0].with_name("other")
+    other.write_bytes(files[0].read_bytes()[::-1])
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(files[0])
+    digests, _ = read(memory, files)
+    assert digests[files[0]] == hash_file(files[0])
+
+
+def test_a_file_written_twice_in_one_tick_is_seen(memory, tmp_path):
+    path = tmp_path / "racy"
+    with FileDigests.open(memory) as digests:
+        for number in range(200):
+            path.write_bytes(b"%04d" % number)
+            assert digests.digest(path) == digest_bytes(b"%04d" % number)
+
+
+def test_files_from_the_future_are_read_each_time(memory, files):
+    future = 4_000_000_000
+    os.utime(files[0], (future, future))
+    settle()
+    read(memory, files)
+    assert read(memory, files)[1] == 1
+
+
+def test_a_clock_that_was_set_back_only_means_reading_again(memory, files):
+    # The records are from a time that, by the clock of now, is yet to come.
+    expected, _ = read(memory, files)
+    with sqlite3.connect(memory) as connection:
+        ahead = connection.execute("SELECT path, record FROM files").fetchall()
+    for path in files:
+        status = path.stat()
+        path.write_bytes(path.read_bytes())
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns - 3600 * 10**9))
+    settle()
+    assert read(memory, files) == (expected, 20)
+    assert len(ahead) == 20
+    assert read(memory, files) == (expected, 0)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "empty", "folder", "rows"])
+def test_a_damaged_memory_only_means_reading_again(memory, files, damage):
+    expected, _ = read(memory, files)
+    if damage == "rows":
+        with sqlite3.connect(memory) as connection:
+            rows = connection.execute("SELECT path, record FROM files").fetchall()
+            for number, (path, record) in enumerate(rows):
+                place = number * len(record) // len(rows)
+                flipped = record[:place] + bytes([record[place] ^ 1]) + record[place + 1 :]
+                connection.execute("UPDATE files SET record = ? WHERE path = ?", (flipped, path))
+    else:
+        memory.unlink()
+        if damage == "folder":
+            (memory / "inside").mkdir(parents=True)
+        else:
+            memory.write_bytes(b"garbage" * 1000 if damage == "garbage" else b"")
+    assert read(memory, files) == (expected, 20)
+    assert read(memory, files) == (expected, 20 if damage == "folder" else 0)
+
+
+def test_two_memories_of_one_file_do_no_harm(memory, files):
+    with FileDigests.open(memory) as one, FileDigests.open(memory) as two:
+        assert one.digest_many(files[:15]) | two.digest_many(files[5:]) == {path: hash_file(path) for path in files}
+    assert read(memory, files)[1] == 0
+
+
+def test_what_is_no_readable_file_is_an_os_error(memory, tmp_path):
+    with FileDigests.open(memory) as digests:
+        with pytest.raises(FileNotFoundError):
+            digests.digest(tmp_path / "nothing")
+        with pytest.raises(IsADirectoryError):
+            digests.digest(tmp_path)
+
+
+def test_a_file_that_never_stands_still_is_an_error(memory, tmp_path):
+    path = tmp_path / "busy"
+    path.write_bytes(bytes(30_000_000))
+    done = threading.Event()
+
+    def keep_writing() -> None:
+        with path.open("r+b", buffering=0) as file:
+            while not done.is_set():
+                file.seek(0)
+                file.write(b"x")
+
+    writer = threading.Thread(target=keep_writing)
+    writer.start()
+    try:
+        with FileDigests.open(memory) as digests, pytest.raises(ChangedWhileRead, match="busy changed while it was"):
+            digests.digest(path)
+    finally:
+        done.set()
+        writer.join()

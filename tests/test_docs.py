@@ -1,0 +1,60 @@
+"""docs/cli.md and the command line say the same: every verb and flag is in both."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mrp.cli.parser import VERBS, verb_parser
+
+CLI = Path(__file__).parents[1] / "docs" / "cli.md"
+
+
+def sections() -> dict[str, str]:
+    """The text below each heading `mrp VERB ...`, and below `Everywhere`."""
+    found: dict[str, str] = {}
+    for part in re.split(r"^#{2,3} ", CLI.read_text(), flags=re.MULTILINE)[1:]:
+        heading, _, text = part.partition("\n")
+        match = re.match(r"`mrp ([a-z-]+)", heading)
+        found[match[1] if match else heading] = text
+    return found
+
+
+def flags_of_parser(verb: str) -> set[str]:
+    return set(verb_parser(verb)._option_string_actions)
+
+
+def flags_in(text: str) -> set[str]:
+    """Flags as they stand in code: `-j`, `--jobs N`."""
+    return {flag for code in re.findall(r"`(-[^`]*)`", text) for flag in re.findall(r"(?<!\S)--?[a-z][a-z-]*", code)}
+
+
+EVERYWHERE = {"-C", "--directory", "--json", "-q", "--quiet", "-v", "--verbose", "-h", "--help"}
+
+
+def test_every_verb_has_a_section_and_every_section_a_verb() -> None:
+    assert {name for name in sections() if name in VERBS} == set(VERBS)
+    assert {name for name in sections() if not name[0].isupper()} == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_a_verbs_flags_are_those_that_its_section_documents(verb: str) -> None:
+    assert flags_in(sections()[verb]) - EVERYWHERE == flags_of_parser(verb) - EVERYWHERE
+
+
+def test_flags_that_every_verb_has_are_documented_once() -> None:
+    documented = {
+        flag
+        for row in re.findall(r"^\| (`-.*?) \|", sections()["Everywhere"], re.MULTILINE)
+        for flag in re.findall(r"--?[A-Za-z][a-z-]*", row)
+    }
+    assert documented == EVERYWHERE
+    for verb in VERBS:
+        assert flags_of_parser(verb) >= EVERYWHERE, verb
+
+
+@pytest.mark.parametrize("page", sorted(CLI.parent.rglob("*.md")), ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
