@@ -235,6 +235,7 @@ def test_a_newer_format_is_left_alone(tmp_path, place):
     else:
         with Store.open(root) as store:
             store.index.transact(lambda connection: connection.execute(f"PRAGMA user_version={newer}"))
+        (root / "format").unlink()
     before = {path: path.read_bytes() for path in stored_files(root)}
     with pytest.raises(
         CacheError, match=f"version {newer}, and this mrp knows version 1; use a newer mrp, or set MRP_CACHE"

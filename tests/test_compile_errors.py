@@ -169,7 +169,8 @@ p/BUILD.yaml:11:91: error: `${seed.x}` stands for nothing here
         id="templates",
     ),
     pytest.param(
-        '  r: {kind: rollout, over: tasks, agent: "${matrix.agnt}", matrix: {agent: [a], t: [0.7, 0.70]}, params: {t: 1}}\n',
+        '  r: {kind: rollout, over: tasks, agent: "${matrix.agnt}", '
+        "matrix: {agent: [a], t: [0.7, 0.70]}, params: {t: 1}}\n",
         """\
 p/BUILD.yaml:5:42: error: the matrix has no axis `agnt`
     r: {kind: rollout, over: tasks, agent: "${matrix.agnt}", matrix: {agent: [a], t: [0.7, 0.70]}, params: {t: 1}}
@@ -186,7 +187,8 @@ p/BUILD.yaml:5:107: error: `t` is an axis of the matrix and a param
         id="matrix",
     ),
     pytest.param(
-        '  a: {kind: agent, version: "1", entry: "nowhere:A"}\n  b: {kind: agent, version: "1", entry: "m:A", srcs: [x.txt]}\n',
+        '  a: {kind: agent, version: "1", entry: "nowhere:A"}\n'
+        '  b: {kind: agent, version: "1", entry: "m:A", srcs: [x.txt]}\n',
         """\
 p/BUILD.yaml:5:41: error: `entry` of //p:a: there is no p/nowhere.py
     a: {kind: agent, version: "1", entry: "nowhere:A"}
@@ -259,14 +261,14 @@ def test_errors_of_all_packages_and_documents_come_together_sorted_by_place(tmp_
             ".hidden/BUILD.yaml": "not: read",
             "mrp-out/BUILD.yaml": "not: read",
             "node_modules/x/BUILD.yaml": "not: read",
-            "operators.lock": "mrp: 1\noperators: {//a:y: {version: '1', digest: " + "0" * 64 + "}}\n",
+            "operators.lock": "mrp: 1\noperators: {//a:y: {version: '1', digest: '" + "0" * 64 + "'}}\n",
         },
     )
     places = [line.split(": error:")[0] for line in workspace.error().splitlines() if ": error:" in line]
     assert places == [
-        "a/BUILD.yaml:2:20",
+        "a/BUILD.yaml:2:21",
         "b/BUILD.yaml:1:6",
-        "b/c/BUILD.yaml:2:10",
+        "b/c/BUILD.yaml:3:1",
         "mrp.yaml:3:9",
         "mrp.yaml:4:11",
         "operators.lock:2:13",
@@ -328,7 +330,9 @@ def test_a_target_that_cannot_be_built_says_why(tmp_path: Path, targets: tuple[s
     from mrp.compiler.compile import compile_workspace
     from mrp.specs.errors import UsageError
 
-    build = "  tasks: {kind: dataset, generate: {range: 3}}\n  solve: {kind: rollout, over: tasks, agent: builtin:nop}\n"
+    build = (
+        "  tasks: {kind: dataset, generate: {range: 3}}\n  solve: {kind: rollout, over: tasks, agent: builtin:nop}\n"
+    )
     root = Workspace(tmp_path, {"p/BUILD.yaml": HEAD + build + "  box: {kind: sandbox}\n"}).root
     with pytest.raises(UsageError) as error:
         compile_workspace(root, targets, digests=FileDigests.open(tmp_path / ".mrp/d"))
@@ -338,9 +342,15 @@ def test_a_target_that_cannot_be_built_says_why(tmp_path: Path, targets: tuple[s
 @pytest.mark.parametrize(
     ("params", "text"),
     [
-        ({"//p:tasks": {"a": 1}}, "--param //p:tasks: a dataset takes no params; name a rollout, reduction, evaluation"),
+        (
+            {"//p:tasks": {"a": 1}},
+            "--param //p:tasks: a dataset takes no params; name a rollout, reduction, evaluation",
+        ),
         ({"//p:solve": {"k": 1}}, "--param //p:solve:k: `k` is an axis of the matrix; choose a cell instead"),
-        ({"//p:solve": {"efort": 1}}, "--param //p:solve:efort: //p:solve has no param `efort`; did you mean `effort`?"),
+        (
+            {"//p:solve": {"efort": 1}},
+            "--param //p:solve:efort: //p:solve has no param `efort`; did you mean `effort`?",
+        ),
         ({"//p:slove": {"a": 1}}, "--param //p:slove: there is no target //p:slove; did you mean `//p:solve`?"),
     ],
 )

@@ -135,7 +135,7 @@ def test_symlinked_folders_are_never_entered(tmp_path: Path) -> None:
 
 def test_names_that_are_not_utf8_are_refused_rather_than_guessed(tmp_path: Path) -> None:
     found = tree(tmp_path, "p/a")
-    with open(os.fsencode(tmp_path / "p") + b"/\xff", "w"):  # noqa: PTH123
+    with open(os.fsencode(tmp_path / "p") + b"/\xff", "w"):
         pass
     with pytest.raises(GlobError, match="the folder p holds a file whose name is not UTF-8"):
         expand(found, "p", "*")
@@ -186,7 +186,9 @@ def test_patterns_agree_with_pathlib(
     text = "/".join(pattern)
     theirs = {path for path in root.glob(text if pattern[-1] != "**" else f"{text}/*") if path.is_file()}
     if pattern[-1] == "a":
-        theirs |= {file for folder in root.glob(text) if folder.is_dir() for file in folder.rglob("*") if file.is_file()}
+        theirs |= {
+            file for folder in root.glob(text) if folder.is_dir() for file in folder.rglob("*") if file.is_file()
+        }
     try:
         ours = set(expand(found, "", text).files)
     except GlobError:

@@ -135,7 +135,7 @@ WRONG = {
     "a trial keyed without its agent": ("describe", "agent", [("agent", "false")]),
     "a trial keyed without its params": ("describe", "params", [("word", "other")]),
     "a trial keyed without its view of the record": ("make", "task", [("rows", (("a", "changed", "x"),))]),
-    "a trial keyed without its sample": ("make", "sample", [("agent", "echo $MRP_SEED"), ("samples", 2)]),
+    "a trial keyed without its epoch": ("describe", "epoch", [("agent", "echo $MRP_SEED $MRP_TRIAL"), ("epoch", 1)]),
     "a grade keyed without its command": ("describe", "command", [("grade", "grep -q zzz answer.txt")]),
     "a grade keyed without the trial's tree": ("make", "work", [("agent", "echo nothing")]),
     "a command keyed without its files": ("make", "files", [("source", "edited")]),

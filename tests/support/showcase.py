@@ -142,7 +142,12 @@ FILES = {
             seed: 0
             params: {effort: high}
             matrix: {agent: [oracle, "builtin:nop"], temperature: [0.0, 0.70]}
-            env: {TASK_DIR: /task, WORKSPACE: /work, COMPETITION_ID: "${record.id}", RUN_ID: "${trial}", T: "${matrix.temperature}"}
+            env:
+              TASK_DIR: /task
+              WORKSPACE: /work
+              COMPETITION_ID: "${record.id}"
+              RUN_ID: "${trial}"
+              T: "${matrix.temperature}"
             limits: {calls: 50, tokens: 20000, usd: 0.10}
             timeout: 60s
             retries: 2
@@ -159,7 +164,12 @@ FILES = {
             group_by: [agent]
             min_success: 1.0
             expect: "reward.mean >= 0.9"
-          own: {kind: reduction, of: ["solve@agent=oracle", numbers], reducer: summary, select: "sample == 0", sandbox: box}
+          own:
+            kind: reduction
+            of: ["solve@agent=oracle", numbers]
+            reducer: summary
+            select: "sample == 0"
+            sandbox: box
           judged: {kind: evaluation, of: eval, evaluator: ":judge", model: "//models:qwen", params: {strict: true}}
           publish:
             kind: produce
@@ -168,9 +178,15 @@ FILES = {
             sink: //sinks:board
             gate: "reward.mean >= 0.9"
           trajectories:
-            {kind: produce, of: "solve@agent=oracle,temperature=0", rows: trajectory, sink: "//sinks:bucket", producer: writer}
+            kind: produce
+            of: "solve@agent=oracle,temperature=0"
+            rows: trajectory
+            sink: //sinks:bucket
+            producer: writer
           all: {kind: job, of: [":eval", ":publish"], budget: {usd: 5, tokens: 100000, wall: 10m}}
-          everything: {kind: job, of: [all, trajectories, judged, own, claimed, judged-solve, printed, made, pinned, chat]}
+          everything:
+            kind: job
+            of: [all, trajectories, judged, own, claimed, judged-solve, printed, made, pinned, chat]
           images: {kind: job, of: [based, registry, modal, snapshot, docker]}
           prep: {kind: command, srcs: ["in.txt"], outs: ["out.txt"], command: [cp, "${srcs}", "${outs}"], env: {A: b}}
           chat:
@@ -237,7 +253,13 @@ FILES = {
             weights: ./weights
             revision: abc
             template: chat.jinja
-            serve: {replicas: 2, gpus: [0, 1], quantization: awq, dtype: float16, engine_args: {max_num_seqs: 1}, as: actor}
+            serve:
+              replicas: 2
+              gpus: [0, 1]
+              quantization: awq
+              dtype: float16
+              engine_args: {max_num_seqs: 1}
+              as: actor
             health: {path: /health, every: 5s, timeout: 1s}
             max_concurrency: 4
             tokens_per_minute: 1000

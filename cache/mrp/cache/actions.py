@@ -70,6 +70,7 @@ class Actions:
                 self._stale_use.add(name)
         if damaged:
             self._index.transact(lambda connection: _delete(connection, damaged))
+            self._index.suspect()
         return found
 
     def preimage(self, key: ActionKey) -> bytes | None:
@@ -136,10 +137,10 @@ def insert_rows(connection: sqlite3.Connection, rows: Rows) -> list[ActionKey]:
     return present
 
 
-def replace_rows(connection: sqlite3.Connection, rows: Rows) -> None:
-    """Write rows in place of the entries that are there."""
-    _delete(connection, [(row[0],) for row in rows])
-    insert_rows(connection, rows)
+def delete_rows(connection: sqlite3.Connection, entries: Iterable[ActionEntry]) -> None:
+    """Delete these very entries; one that another process has put in the place of one of them stays."""
+    names = [(bytes.fromhex(entry.key), entry.created) for entry in entries]
+    connection.executemany("DELETE FROM actions WHERE key = ? AND created = ?", names)
 
 
 def mark_used(connection: sqlite3.Connection, names: Iterable[bytes], now: int) -> None:

@@ -188,6 +188,7 @@ class Blobs:
         with suppress(OSError, TypeError):
             (self._layout.quarantine / f"{digest}.{time.time_ns()}-{os.getpid()}").write_bytes(data)
         self._index.transact(lambda connection: connection.execute("DELETE FROM blobs WHERE digest = ?", (name,)))
+        self._index.suspect()
         return False
 
     def commit(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -251,9 +252,11 @@ class Blobs:
 
 
 def _write_batch(connection: sqlite3.Connection, batch: _Batch, now: int) -> None:
+    # Data that is there already is compared, since it may be damaged, and nobody may have read it yet.
     connection.executemany(
         "INSERT INTO blobs (digest, touched, data) VALUES (?, ?, ?) ON CONFLICT (digest) DO UPDATE "
-        f"SET touched = excluded.touched WHERE touched < excluded.touched - {TOUCH_SECONDS}",
+        "SET touched = excluded.touched, data = excluded.data "
+        f"WHERE touched < excluded.touched - {TOUCH_SECONDS} OR data <> excluded.data",
         ((bytes.fromhex(digest), now, data) for digest, data in batch.small.items()),
     )
     touched = [(now, bytes.fromhex(digest), now - TOUCH_SECONDS) for digest in batch.touched]

@@ -104,7 +104,7 @@ class FileDigests:
             self._records = self._load()
         record = self._records.get(path)
         if record is not None:
-            stamp = _STAMP.pack(*stamp_of(os.stat(path)), 0)[:-8]  # noqa: PTH116
+            stamp = _STAMP.pack(*stamp_of(os.stat(path)), 0)[:-8]
             if record.startswith(stamp) and _is_intact(path, record) and _is_settled(record):
                 self._used.add(path)
                 return Digest(record[_STAMP.size : _STAMP.size + _DIGEST_SIZE].hex())

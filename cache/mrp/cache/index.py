@@ -43,7 +43,12 @@ CREATE TABLE actions (
 class Index:
     """A process's connections to the index. Safe to use from many threads."""
 
-    def __init__(self, layout: Layout, on_warning: Callable[[str], None]) -> None:
+    def __init__(self, layout: Layout, on_warning: Callable[[str], None], *, format_known: bool) -> None:
+        """Open the index or make one; raises CacheError.
+
+        format_known: the format file has our version, so that another one in the index is damage.
+        """
+        self._format_known = format_known
         self._layout = layout
         self._warn = on_warning
         # Always taken in this order when both are needed.
@@ -52,6 +57,7 @@ class Index:
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._inode = 0
+        self._suspected = False
         self._retry_damaged(self._open)
 
     def read(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
@@ -104,6 +110,12 @@ class Index:
         if self.read("PRAGMA integrity_check(1)") != [("ok",)]:
             self._put_aside(inode)
         return self._inode != inode
+
+    def suspect(self) -> None:
+        """Check the whole file because something in it was wrong; once, since that may take seconds."""
+        if not self._suspected:
+            self._suspected = True
+            self.put_aside_if_damaged()
 
     def compact(self) -> None:
         """Give the pages of deleted rows back to the file system."""
@@ -175,10 +187,10 @@ class Index:
             writer = self._connect()
             try:
                 (version,) = writer.execute("PRAGMA user_version").fetchone()
-                if version > FORMAT_VERSION:
+                if version > FORMAT_VERSION and not self._format_known:
                     raise newer_format(self._layout.root, version)
-                if version < FORMAT_VERSION:
-                    raise _Damaged(self._inode, "it has no version")
+                if version != FORMAT_VERSION:
+                    raise _Damaged(self._inode, f"it has version {version}")
             except BaseException:
                 writer.close()
                 raise

@@ -41,8 +41,8 @@ class Layout:
         """Where the file of a large blob lies, whether or not it is there."""
         return f"{self._prefix}{digest[:2]}{os.sep}{digest}"
 
-    def prepare(self) -> None:
-        """Make the folders, or check those that are there.
+    def prepare(self) -> bool:
+        """Make the folders, or check those that are there; whether the format file says that they are ours.
 
         Raises CacheError for a newer format, for a folder that holds something else, and for one that this user
         cannot write to. Nothing is written before the format is known to be ours.
@@ -61,8 +61,12 @@ class Layout:
             known = self._check_format()
             for folder in (self.root, self.blobs, self.tmp, self.quarantine):
                 self._folder(folder)
-            if not known:
-                self.write_file(self.format, json.dumps({"version": FORMAT_VERSION}).encode() + b"\n")
+        return known
+
+    def write_format(self) -> None:
+        """Say which format this cache has; the last step of making one, and of mending one that lost this file."""
+        with explained(self.root):
+            self.write_file(self.format, json.dumps({"version": FORMAT_VERSION}).encode() + b"\n")
 
     def _check_format(self) -> bool:
         try:

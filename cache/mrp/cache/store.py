@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from mrp.cache import trees
-from mrp.cache.actions import ActionEntry, Actions, encode_rows, insert_rows, mark_used, replace_rows
+from mrp.cache.actions import ActionEntry, Actions, delete_rows, encode_rows, insert_rows, mark_used
 from mrp.cache.blobs import Blobs
 from mrp.cache.canonical import Json
 from mrp.cache.checkout import Checkout
@@ -58,8 +58,11 @@ class Store:
         on_warning gets one sentence when a damaged index had to be put aside.
         """
         layout = Layout(Path(root).absolute())
-        layout.prepare()
-        return cls(layout, Index(layout, on_warning))
+        known = layout.prepare()
+        index = Index(layout, on_warning, format_known=known)
+        if not known:
+            layout.write_format()
+        return cls(layout, index)
 
     @property
     def root(self) -> Path:
@@ -192,23 +195,20 @@ class Store:
         back, for the caller to use in place of its own. An entry that lost a blob is replaced.
         """
         rows = encode_rows(entries)
+        present = self.actions.lookup([entry.key for entry in entries], mark=False)
+        winners = {key: entry for key, entry in present.items() if not self.missing_deep(entry.refs())}
+        spoilt = [entry for key, entry in present.items() if key not in winners]
         used = self.actions.take_stale_use()
         now = int(time.time())
 
         def write(connection: sqlite3.Connection) -> list[ActionKey]:
             mark_used(connection, used, now)
+            delete_rows(connection, spoilt)
             return insert_rows(connection, rows)
 
         taken = self.blobs.commit(write)
-        if not taken:
-            return {}
-        winners = {
-            key: entry for key, entry in self.actions.lookup(taken).items() if not self.missing_deep(entry.refs())
-        }
-        spoilt = {bytes.fromhex(key) for key in taken if key not in winners}
-        if spoilt:
-            self.blobs.commit(lambda connection: replace_rows(connection, [row for row in rows if row[0] in spoilt]))
-        return winners
+        # Another process may have been faster in the meantime.
+        return winners | self.actions.lookup([key for key in taken if key not in winners], mark=False)
 
     def forget(self, keys: Iterable[ActionKey]) -> None:
         """Drop entries, so that their actions run again."""

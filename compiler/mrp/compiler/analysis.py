@@ -10,6 +10,7 @@ from posixpath import dirname
 
 from mrp.cache.digest import Digest
 from mrp.compiler.checks import Checker
+from mrp.compiler.collector import paused_collector
 from mrp.compiler.declare import Declared, Unit, declare
 from mrp.compiler.graph import BUILD_FILE, SOURCE_FILE, TargetGraph, Vertex
 from mrp.compiler.load import Memory, Packages, load_packages
@@ -65,6 +66,7 @@ class Analysis:
         return self.resolved[label]
 
 
+@paused_collector()
 def analyse(root: Path, config: Sequence[str] = (), memory: Memory | None = None) -> Analysis:
     """Reads and checks the workspace at `root` with the configs chosen.
 

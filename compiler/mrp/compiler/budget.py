@@ -79,7 +79,7 @@ def overruns(plan: Plan, counts: Mapping[str, int]) -> list[Overrun]:
     """The budgets that the estimates are above, by job; the policy's cap, which holds for the whole plan, last."""
     tasks = {task.label: task for task in plan.tasks}
     found: list[Overrun] = []
-    for label, estimate in job_estimates(plan, counts).items():
+    for label, estimate in sorted(job_estimates(plan, counts).items()):
         job = tasks[label]
         assert isinstance(job, JobTask)
         if job.usd is not None and estimate.usd > job.usd:

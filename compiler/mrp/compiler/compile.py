@@ -13,6 +13,7 @@ from mrp.cache.canonical import KEY_VERSION, Json, canonical_bytes
 from mrp.cache.digest import Digest
 from mrp.cache.filestats import FileDigests
 from mrp.compiler.analysis import Analysis, analyse
+from mrp.compiler.collector import paused_collector
 from mrp.compiler.graph import TargetGraph
 from mrp.compiler.load import Memory
 from mrp.compiler.lower import Params, lower, split_part
@@ -50,6 +51,7 @@ class Compiled:
     documents: Mapping[str, Digest]
 
 
+@paused_collector()
 def compile_workspace(
     root: Path,
     targets: Sequence[str],

@@ -174,7 +174,8 @@ def _cells(label: Label, target: str, declared: Declared) -> tuple[str, ...]:
             raise LabelError(f"{target} has no axis `{axis}`", hint)
         values = sorted({dict(unit.cell.texts)[axis] for unit in declared.units})
         if value not in values:
-            hint = did_you_mean(value, values) or f"its values are {_some(values)}"
+            near = did_you_mean(value, values) if len(value) > 2 else ""
+            hint = near or f"its values are {_some(values)}"
             raise LabelError(f"the axis `{axis}` of {target} has no value {value}", hint)
     wanted = set(label.cell)
     return tuple(unit.label for unit in declared.units if wanted <= set(unit.cell.texts))

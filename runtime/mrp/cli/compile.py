@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mrp.cache.canonical import canonical_bytes
 from mrp.cli.flags import add_build_flags, add_compile_flags, add_selection_flags, build_options, need_targets
 from mrp.cli.screen import Screen
-from mrp.cli.workspace import find_root
+from mrp.cli.workspace import find_root, write_file
 from mrp.specs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,14 +45,13 @@ def _compile(arguments: argparse.Namespace, screen: Screen) -> int:
             root, options.targets, config=options.config, params=options.params, digests=digests
         )
     folder = Path(arguments.output)
-    folder.mkdir(parents=True, exist_ok=True)
     files = {
         "ir.json": plan_bytes(compiled.plan),
         "manifest.json": canonical_bytes(compiled.manifest),
         "policy_report.json": canonical_bytes(compiled.policy_report),
     }
     for name, data in files.items():
-        (folder / name).write_bytes(data)
+        write_file(folder / name, data)
     tasks = len(compiled.plan.tasks)
     if screen.json:
         screen.document({"folder": str(folder), "files": sorted(files), "tasks": tasks})

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from mrp.cli.screen import Screen
+from mrp.cli.workspace import write_file
 from mrp.specs.errors import UsageError
 
 _FILES = {
@@ -40,7 +41,7 @@ targets:
     agent: "${{matrix.agent}}"
     matrix: {{agent: ["builtin:oracle", "builtin:nop"]}}
     sandbox: ":box"
-    grade: {{command: [python3, /task/tests.py]}}
+    grade: {{command: [env, PYTHONPATH=/work, python3, /task/tests.py]}}
 
   eval:
     kind: reduction
@@ -74,12 +75,11 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     present = [name for name in _FILES if (folder / name).exists() and name != ".gitignore"]
     if present:
         raise UsageError(f"{folder / present[0]} is there already; choose an empty folder: mrp init DIR")
-    folder.mkdir(parents=True, exist_ok=True)
     name = _name(folder.resolve().name)
     written = []
     for path, text in _FILES.items():
         if not (folder / path).exists():
-            (folder / path).write_text(text.format(name=name), encoding="utf-8")
+            write_file(folder / path, text.format(name=name).encode())
             written.append(path)
     if screen.json:
         screen.document({"folder": str(folder.resolve()), "files": written})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mrp.cli.past import RecordedPast
 from mrp.cli.screen import Screen
-from mrp.cli.workspace import absolute, find_root, state_folder
+from mrp.cli.workspace import absolute, find_root, state_folder, write_file
 from mrp.specs.errors import InfraError, UsageError
 
 _PICTURES = (".svg", ".png", ".pdf")
@@ -94,7 +94,7 @@ def _package(root: Path) -> str:
 
 def _write(path: Path, text: str, notation: str) -> None:
     if path.suffix not in _PICTURES:
-        path.write_text(text, encoding="utf-8")
+        write_file(path, text.encode())
         return
     if notation != "graph":
         raise UsageError(f"{path} can only be drawn from --output graph")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mrp.cli.progress import duration
 from mrp.cli.screen import Screen
-from mrp.cli.workspace import find_root, open_store, state_folder
+from mrp.cli.workspace import find_root, open_store, state_folder, write_file
 
 if TYPE_CHECKING:
     from mrp.cache.store import Store
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     if screen.json:
         screen.document({"run_id": view.run_id, "markdown": text})
     if arguments.output is not None:
-        Path(arguments.output).write_text(text, encoding="utf-8")
+        write_file(Path(arguments.output), text.encode())
         screen.answer(f"wrote {arguments.output}")
     else:
         screen.answer(text)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from mrp.cli.screen import Screen
+from mrp.cli.workspace import write_file
 from mrp.specs.errors import UsageError
 from mrp.specs.suggest import did_you_mean
 
@@ -19,9 +20,8 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
 
     if arguments.output is not None:
         folder = Path(arguments.output)
-        folder.mkdir(parents=True, exist_ok=True)
         for name in DOCUMENTS:
-            (folder / f"{name}.schema.json").write_text(_text(json_schema(name)), encoding="utf-8")
+            write_file(folder / f"{name}.schema.json", _text(json_schema(name)).encode())
         if screen.json:
             screen.document({"folder": str(folder), "documents": list(DOCUMENTS)})
         screen.answer(f"wrote {len(DOCUMENTS)} schemas to {folder}; the first line of a BUILD.yaml that uses them:")

@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import TextIO
 
 from mrp.cache.canonical import Json, canonical_text
+from mrp.specs.errors import InfraError
 
 
 class Screen:
@@ -40,17 +41,6 @@ class Screen:
         """Something wrong: stderr, always."""
         _write(sys.stderr, text)
 
-    def raw(self, data: bytes) -> None:
-        """Bytes as they are (a log, a picture) on stdout."""
-        if self.json:
-            raise AssertionError("raw bytes beside a JSON document")
-        sys.stdout.flush()
-        try:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-        except BrokenPipeError:
-            _give_up(sys.stdout)
-
     def document(self, value: Json) -> None:
         """The one JSON document of --json."""
         _write(sys.stdout, canonical_text(_exact(value)))
@@ -62,6 +52,11 @@ def _write(stream: TextIO, text: str) -> None:
         stream.flush()
     except BrokenPipeError:
         _give_up(stream)
+    except OSError as error:
+        _give_up(stream)
+        name = "standard output" if stream is sys.stdout else "standard error"
+        reason = (error.strerror or str(error)).lower()
+        raise InfraError(f"cannot write to {name}: {reason}; make room where it goes", retryable=False) from None
 
 
 def _give_up(stream: TextIO) -> None:

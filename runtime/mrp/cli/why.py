@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mrp.cache.store import Store
     from mrp.runtime.ledger import Ledger, Past
     from mrp.runtime.plan_report import PlanReport
-    from mrp.runtime.why import Explanation, Identity, Known
+    from mrp.runtime.why import Explainer, Explanation, Identity, Known
     from mrp.specs.ir import Plan
 
 _SHOWN_ROOTS = 20
@@ -36,16 +36,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known of a label: how many of its actions were looked at, and why those that differ do.
+    """What is known of a label: how many of its items were looked at, and why those that differ do.
 
     `tense` is "now" for what a build would run, or the id of the run that ran them. `waiting` are targets that must be
-    built before the keys of the others are known.
+    built before the keys of the others are known. `executed` is false when all of it is, or
+    was, in the cache.
     """
 
     tense: str
     looked_at: int
     explanations: tuple["Explanation", ...]
     waiting: tuple[str, ...] = ()
+    executed: bool = True
 
     def roots(self) -> list[str]:
         return list(dict.fromkeys(root for explanation in self.explanations for root in explanation.roots()))
@@ -74,7 +76,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
                 "label": target,
                 "item": item,
                 "when": answer.tense,
-                "actions": answer.looked_at,
+                "items": answer.looked_at,
                 "changed": [explanation.to_json() for explanation in answer.explanations],
                 "waiting_for": list(answer.waiting),
                 "roots": answer.roots(),
@@ -102,14 +104,18 @@ def _now(target: str, item: str | None, arguments: argparse.Namespace, root: Pat
         def new(identity: "Identity") -> "Known | None":
             return _planned(known.report, identity) or sides.newest(identity)
 
-        origins = Origins(known.store, known.plan, _plan_of(_newest_run(ledger, built), known.store, root))
+        origins = Origins(
+            known.store, known.plan, _plan_of(_newest_run(ledger, built, state_folder(root)), known.store, root)
+        )
         explainer = Explainer(known.store, sides.newest, new, origins)
         changed = tuple(
             explanation for identity in identities if (explanation := explainer.explain(identity)).status != "same"
         )
         if waiting and not changed:
-            changed = _upstream(known.report, explainer, target)
-        return Answer("now", len(identities), changed, waiting)
+            changed = _upstream(known.report, explainer)
+        decided = [known.report.find(*explanation.identity) for explanation in changed]
+        runs = any(one is None or not one.hit for one in decided)
+        return Answer("now", _items(identities), changed, waiting, executed=runs)
 
 
 def _past(target: str, item: str | None, run: str | None, state: Path, ledger: "Ledger") -> Answer | None:
@@ -121,7 +127,7 @@ def _past(target: str, item: str | None, run: str | None, state: Path, ledger: "
     identities = _known_identities(ledger, target, item, state)
     if not identities:
         return None
-    run_id = find_run(state, run).name if run is not None else _newest_run(ledger, identities)
+    run_id = find_run(state, run).name if run is not None else _newest_run(ledger, identities, state)
     assert run_id is not None
     store = open_store()
     try:
@@ -132,7 +138,8 @@ def _past(target: str, item: str | None, run: str | None, state: Path, ledger: "
         touched = [i for i in identities if any(past.run == run_id for past in ledger.history(*i))]
         explanations = tuple(explainer.explain(identity) for identity in touched)
         changed = tuple(explanation for explanation in explanations if explanation.status != "same")
-        return Answer(run_id, len(identities), changed)
+        ran = any(past.executed for i in touched for past in ledger.history(*i) if past.run == run_id)
+        return Answer(run_id, _items(identities), changed, executed=ran)
     finally:
         store.close()
 
@@ -148,10 +155,16 @@ class _Sides:
         return self._known(self.ledger.history(*identity)[-1:])
 
     def before(self, identity: "Identity", run: str) -> "Known | None":
-        return self._known([past for past in self.ledger.history(*identity) if past.run < run][-1:])
+        """What it was when `run` began."""
+        history = self.ledger.history(*identity)
+        first = next((number for number, past in enumerate(history) if past.run == run), None)
+        return self._known(history[:first][-1:] if first is not None else [p for p in history if p.run < run][-1:])
 
     def until(self, identity: "Identity", run: str) -> "Known | None":
-        return self._known([past for past in self.ledger.history(*identity) if past.run <= run][-1:])
+        """What it was when `run` ended."""
+        history = self.ledger.history(*identity)
+        own = [past for past in history if past.run == run]
+        return self._known(own[-1:] or [past for past in history if past.run < run][-1:])
 
     def _known(self, found: "list[Past]") -> "Known | None":
         from mrp.cache.digest import ActionKey, Digest
@@ -199,6 +212,10 @@ def _known_labels(target: str, state: Path) -> list[str]:
     return []
 
 
+def _items(identities: "list[Identity]") -> int:
+    return len({identity[:2] for identity in identities})
+
+
 def _planned(report: "PlanReport", identity: "Identity") -> "Known | None":
     from mrp.runtime.why import Known
 
@@ -212,19 +229,24 @@ def _waiting(report: "PlanReport", target: str) -> tuple[str, ...]:
     )
 
 
-def _upstream(report: "PlanReport", explainer: "object", target: str) -> "tuple[Explanation, ...]":
-    """Why the targets that must be built first must be built: their own misses that are not new."""
-    from mrp.runtime.why import Explainer
-
-    assert isinstance(explainer, Explainer)
+def _upstream(report: "PlanReport", explainer: "Explainer") -> "tuple[Explanation, ...]":
+    """Why what must be built first must be built."""
     missing = [decided.action.identity for planned in report.targets for decided in planned.misses]
-    del target
     explained = (explainer.explain(identity) for identity in missing)
     return tuple(explanation for explanation in explained if explanation.status != "same")
 
 
-def _newest_run(ledger: "Ledger", identities: "list[Identity]") -> str | None:
-    return max((past.run for identity in identities for past in ledger.history(*identity)[-1:]), default=None)
+def _newest_run(ledger: "Ledger", identities: "list[Identity]", state: Path) -> str | None:
+    """The run that last changed any of them, by when its record was written."""
+    runs = {past.run for identity in identities for past in ledger.history(*identity)[-1:]}
+    return max(runs, key=lambda run: _written(state / "runs" / run / "run.json"), default=None)
+
+
+def _written(record: Path) -> int:
+    try:
+        return record.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _plan_of(run: str | None, store: "Store", root: Path) -> "Plan | None":
@@ -246,8 +268,13 @@ def _plan_of(run: str | None, store: "Store", root: Path) -> "Plan | None":
 def _show(target: str, item: str | None, answer: Answer, screen: Screen) -> None:
     name = where(target, item or "")
     roots = answer.roots()
-    count = len(answer.explanations)
-    verb = "would run" if answer.tense == "now" else "reran"
+    changed = {explanation.identity[:2] for explanation in answer.explanations}
+    own = {identity for identity in changed if _is_part(identity[0], target)}
+    count = len(changed)
+    if answer.tense == "now":
+        verb = "would run" if answer.executed else "changed, and the cache has the result"
+    else:
+        verb = "reran" if answer.executed else "changed, and was in the cache,"
     if not count and answer.waiting:
         screen.answer(f"{name}: known only once {', '.join(answer.waiting)} is built")
         return
@@ -256,7 +283,10 @@ def _show(target: str, item: str | None, answer: Answer, screen: Screen) -> None
         return
     when = "" if answer.tense == "now" else f" in run {answer.tense}"
     ending = f": {roots[0]}" if len(roots) == 1 else ""
-    if answer.looked_at == count == 1 or item is not None:
+    if not own:
+        actions = "one action" if count == 1 else f"{count} actions"
+        screen.answer(f"{name} is known only once {actions} that it needs ran{ending}")
+    elif answer.looked_at == count == 1 or item is not None:
         screen.answer(f"{name} {verb}{when}{ending}")
     else:
         screen.answer(f"{count} of {max(count, answer.looked_at)} {verb}{when}{ending}")

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mrp.specs.errors import UsageError
+from mrp.specs.errors import InfraError, UsageError
 
 if TYPE_CHECKING:
     from mrp.cache.store import Store
@@ -29,13 +29,13 @@ def absolute(word: str, root: Path) -> str:
     """
     minus = "-" if word.startswith("-") else ""
     text = word.removeprefix("-")
+    if not (text.startswith(":") or text == "..."):
+        return word
     package = Path.cwd().relative_to(root).as_posix()
     package = "" if package == "." else package
     if text.startswith(":"):
         return f"{minus}//{package}{text}"
-    if text == "...":
-        return f"{minus}//{package}/..." if package else f"{minus}//..."
-    return word
+    return f"{minus}//{package}/..." if package else f"{minus}//..."
 
 
 def state_folder(root: Path) -> Path:
@@ -56,3 +56,13 @@ def open_store() -> "Store":
     from mrp.cache.store import Store
 
     return Store.open(cache_folder())
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file that the user asked for; raises InfraError with its path when that cannot be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InfraError(f"cannot write {path}: {reason}; choose another place or make room", retryable=False) from None

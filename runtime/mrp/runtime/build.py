@@ -372,6 +372,8 @@ class _Building:
             return "budget", 3, account.over_budget
         if self._options.interrupt.level:
             return "cancelled", 130, "interrupted"
+        if account.failed_fast and not account.failures:
+            return "failed", 1, account.failed_fast
         if account.failures:
             codes = {failure.exit_code for failure in account.failures.values()}
             first = account.failures[min(account.failures)]

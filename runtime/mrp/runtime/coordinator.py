@@ -86,6 +86,7 @@ class Account:
     estimate_usd: Decimal = Decimal(0)
     tokens: int = 0
     over_budget: str = ""
+    failed_fast: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class Coordinator:
     def run(self) -> None:
         """Until nothing is left to do, or the build was stopped."""
         for task in list(self._tasks.values()):
-            if not self._needs[task.label]:
+            if not self._needs[task.label] and self.states[task.label] is TaskState.WAITING:
                 self._open_task(task)
         while True:
             self._check_stop()
@@ -229,8 +230,7 @@ class Coordinator:
         self.account.failures[label] = Failure(label, str(error), exit_code)
         self._emit(TaskFinished(label, "failed", str(error)))
         self._skip_dependents(label)
-        if self._settings.fail_fast:
-            self._stop(Outcome.CANCELLED)
+        self._stop_if_fail_fast(f"{label} failed: {error}")
 
     def _skip_dependents(self, label: str) -> None:
         without_value = [label]
@@ -395,8 +395,8 @@ class Coordinator:
                 action.key,
             )
         )
-        if self._settings.fail_fast and executed.outcome is not Outcome.OK:
-            self._stop(Outcome.CANCELLED)
+        if executed.outcome is not Outcome.OK:
+            self._stop_if_fail_fast(f"{action.label}[{action.item}] {executed.outcome.value}: {executed.reason}")
         outcome = result.outcome if result is not None else executed.outcome
         self._settle(Settled(action, outcome, result, executed.reason))
         for follower in self._followers.pop(action.key, ()):
@@ -446,6 +446,11 @@ class Coordinator:
             self._stop(Outcome.BUDGET)
             self._interrupt.request()
             self._interrupt.request()
+
+    def _stop_if_fail_fast(self, reason: str) -> None:
+        if self._settings.fail_fast and self._stopped is None:
+            self.account.failed_fast = reason
+            self._stop(Outcome.CANCELLED)
 
     def _stop(self, outcome: Outcome) -> None:
         """Start nothing more; what runs is finished (or killed by the second request)."""

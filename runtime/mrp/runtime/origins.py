@@ -1,7 +1,7 @@
 """From a part of a key back to what a person wrote: the source file, the row, the parameter, in one sentence."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -38,12 +38,26 @@ class Origins:
             self._tasks |= {task.label: task for task in known.tasks} if known is not None else {}
         self._plans = [known for known in (plan, older) if known is not None]
 
-    def sentence(self, identity: tuple[str, str, str], change: Change) -> str:
-        """What a person changed, with the old and the new where they are short."""
+    def findings(self, identity: tuple[str, str, str], changes: Iterable[Change]) -> list[str]:
+        """What a person changed, one sentence a thing, with the old and the new where they are short."""
+        parts: list[str] = []
+        found: dict[str, None] = {}
+        for change in changes:
+            if self._is_of_record(identity, change):
+                parts.append(_record_part(change))
+            else:
+                found[self._sentence(change)] = None
+        if parts:
+            parts.sort(key=lambda part: not part.startswith("field "))
+            found[f"{self.record(identity)} changed: {'; '.join(dict.fromkeys(parts))}"] = None
+        return list(found)
+
+    def _is_of_record(self, identity: tuple[str, str, str], change: Change) -> bool:
         _, item, kind = identity
         first = change.steps[0].name if change.steps else ""
-        if item and ((kind == "trial" and first in _RECORD_PARTS) or (kind == "grade" and first == "task")):
-            return f"{self.record(identity)} changed: {_record_part(change)}"
+        return bool(item) and ((kind == "trial" and first in _RECORD_PARTS) or (kind == "grade" and first == "task"))
+
+    def _sentence(self, change: Change) -> str:
         row = next((step.name for step in change.steps if step.kind == "row"), None)
         if row is not None:
             return _row_sentence(row, change)

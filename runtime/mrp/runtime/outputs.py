@@ -1,5 +1,6 @@
 """mrp-out: links into the read-only store for what was asked for."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Mapping
@@ -20,9 +21,11 @@ def output_folder(workspace: Path, label: str) -> Path:
 
 
 def publish(workspace: Path, label: str, outputs: Mapping[str, Ref], store: Store) -> Path:
-    """Make the label's folder hold links to exactly `outputs`; what is right already is left as it is."""
+    """Make the label's folder hold links to exactly `outputs`; what is right already is left as it is.
+
+    Two builds of one workspace take turns, so that neither removes what the other is placing.
+    """
     folder = output_folder(workspace, label)
-    folder.mkdir(parents=True, exist_ok=True)
     wanted: dict[str, str] = {}
     for name, ref in outputs.items():
         if ref.kind == "blob":
@@ -33,9 +36,12 @@ def publish(workspace: Path, label: str, outputs: Mapping[str, Ref], store: Stor
                 wanted[f"{name}/{path}"] = str(store.blob_path(entry.digest))
             elif entry.target is not None:
                 wanted[f"{name}/{path}"] = entry.target
-    for name, target in wanted.items():
-        _link(folder / name, target)
-    _remove_others(folder, wanted)
+    with (workspace / ".mrp" / "publish.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, target in wanted.items():
+            _link(folder / name, target)
+        _remove_others(folder, wanted)
     return folder
 
 

@@ -45,8 +45,7 @@ class Run:
     """A run under way: its folder, scratch space and lease."""
 
     def __init__(self, state: Path) -> None:
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        self.run_id = f"{stamp}-{secrets.token_hex(3)}"
+        self.run_id = _next_id(state)
         self.folder = state / "runs" / self.run_id
         self.scratch = state / "tmp" / self.run_id
         self.folder.mkdir(parents=True)
@@ -134,6 +133,13 @@ def write_whole(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise InfraError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from None
+
+
+def _next_id(state: Path) -> str:
+    """Numbered, so that runs stay in order whatever the clock does; the rest tells two that start together apart."""
+    newest = max((int(run.partition("-")[0]) for run in list_runs(state)), default=0)
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    return f"{newest + 1:05d}-{stamp}-{secrets.token_hex(2)}"
 
 
 def _is_alive(folder: Path) -> bool:

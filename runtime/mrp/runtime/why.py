@@ -101,17 +101,18 @@ class Explainer:
             lost = "the description of its key is no longer in the cache"
             return Explanation(identity, "forgotten", old, new, findings=(lost,))
         changes = tuple(compare(parse_canonical(old.preimage), parse_canonical(new.preimage), self.store))
-        findings: dict[str, None] = {}
+        own: list[Change] = []
         causes: dict[Identity, None] = {}
         for change in changes:
             followed = [cause for cause in self._makers(identity, change) if self._differs(cause)]
             causes |= dict.fromkeys(followed)
             if not followed:
-                findings[self.origins.sentence(identity, change)] = None
+                own.append(change)
         chosen = list(causes)[:MAX_CAUSES] if depth < _MAX_DEPTH else []
         explained = tuple(self.explain(cause, depth + 1) for cause in chosen)
         more = len(causes) - len(chosen)
-        return Explanation(identity, "changed", old, new, changes, tuple(findings), explained, more)
+        findings = tuple(self.origins.findings(identity, own))
+        return Explanation(identity, "changed", old, new, changes, findings, explained, more)
 
     def _makers(self, identity: Identity, change: Change) -> Iterator[Identity]:
         """The actions that may have made what changed."""

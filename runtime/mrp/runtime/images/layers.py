@@ -19,7 +19,7 @@ from mrp.runtime.images.host import HOST_FOLDERS
 from mrp.specs.errors import BuildFailed, InfraError
 from mrp.specs.work import OUT, SOLUTION, TASK, WORK
 
-_TAKEN = (*HOST_FOLDERS, "/etc", "/proc", "/dev", "/sys", "/tmp", "/run", "/opt/mrp", TASK, WORK, SOLUTION, OUT)
+_TAKEN = (*HOST_FOLDERS, "/etc", "/proc", "/dev", "/sys", "/tmp", "/run", "/mnt", "/opt/mrp", TASK, WORK, SOLUTION, OUT)
 
 
 def make_image(work: MakeImage, store: Store) -> Digest:

@@ -33,8 +33,8 @@ from mrp.runtime.sandbox.launcher import (
     send_frame,
 )
 
-READ_ONLY, WRITABLE = "/.items/read-only", "/.items/writable"
-"""Where process 1 finds the backend's folder of items; both are gone for the worker."""
+READ_ONLY, WRITABLE = "/mnt", "/run"
+"""Where process 1 finds the backend's folder of items; the worker finds these empty, as they are in other sandboxes."""
 
 
 def run_slot(

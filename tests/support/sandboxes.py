@@ -1,0 +1,189 @@
+"""A bench to try sandboxes on: a store, an image of this machine, and each backend that can be had here."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+
+from mrp.cache.canonical import Json, canonical_bytes
+from mrp.cache.digest import Digest
+from mrp.cache.filestats import FileDigests
+from mrp.cache.store import Entry, Store
+from mrp.runtime.images.host import describe_host
+from mrp.runtime.sandbox.local import LocalBackend
+from mrp.runtime.sandbox.protocol import Backend
+from mrp.specs.ir import Limits
+from mrp.specs.work import OPERATOR_DIR, OUT, SDK_DIR, SOLUTION, TASK, WORK, Box, Completed, Mount, Process
+
+Factory = Callable[[Store, Path], Backend]
+
+BACKENDS: Mapping[str, Factory] = {
+    "bubblewrap": lambda store, scratch: LocalBackend(store, scratch, allowed=["bubblewrap"]),
+    "launcher": lambda store, scratch: LocalBackend(store, scratch, allowed=["launcher"]),
+    "plain": lambda store, scratch: LocalBackend(store, scratch, allowed=["plain"], require="none"),
+}
+"""Every backend that must keep the contract; `plain` has no walls and is left out where walls are what is tested."""
+
+WALLED = [name for name in BACKENDS if name != "plain"]
+
+LIMITS = Limits(cpus=Decimal(2), memory=512 * 2**20, wall=Decimal(20), pids=64, disk=32 * 2**20)
+
+CONTRACT_ENV = {
+    "MRP_TASK_DIR": TASK,
+    "MRP_WORKSPACE": WORK,
+    "MRP_OUTPUT_DIR": OUT,
+    "MRP_SOLUTION_DIR": SOLUTION,
+    "MRP_RECORD_ID": "task-17",
+    "MRP_SAMPLE": "1",
+    "MRP_SEED": "42",
+    "MRP_TRIAL": "0123456789abcdef",
+    "MRP_PARAMS": '{"effort":"high"}',
+}
+
+SDK_FOLDER = Path(__file__).parents[2] / "rules" / "mrp" / "sdk"
+
+
+@dataclass
+class Bench:
+    """One backend with a store, and short ways to run things and to look at what came of them."""
+
+    store: Store
+    backend: Backend
+    folder: Path
+    _images: dict[str, Digest] = field(default_factory=dict)
+
+    def tree(self, files: Mapping[str, str]) -> Digest:
+        """A tree of text files; a name that ends in * is executable."""
+        entries = {
+            name.rstrip("*"): Entry("x" if name.endswith("*") else "f", self.store.put_bytes(text.encode()))
+            for name, text in files.items()
+        }
+        return self.store.put_tree(entries)
+
+    def image(self, toolchain: Sequence[str] = (), *, layers: Sequence[Digest] = (), env: Json = None) -> Digest:
+        """An image of this machine."""
+        with FileDigests.open(self.folder / "digests.sqlite") as digests:
+            base = describe_host(toolchain, digests)
+        description = {"base": base, "layers": list(layers), "env": env or {}, "user": "1000:1000"}
+        return self.store.put_bytes(canonical_bytes(description))
+
+    def box(self, **fields: object) -> Box:
+        """A sandbox in the whole machine's image, with limits that tests can reach."""
+        if "plain" not in self._images:
+            self._images["plain"] = self.image()
+        return Box(**{"image": self._images["plain"], "limits": LIMITS, **fields})  # type: ignore[arg-type]
+
+    def run(
+        self,
+        *argv: str,
+        files: Mapping[str, Mapping[str, str]] | None = None,
+        box: Box | None = None,
+        env: Mapping[str, str] | None = None,
+        outputs: Sequence[str] = (WORK, OUT),
+        timeout: float = 20,
+        cwd: str = WORK,
+        secrets: Mapping[str, str] | None = None,
+    ) -> Completed:
+        """Run a command with `files` by guest folder; /work and /out can be written to."""
+        process = Process(
+            box=box or self.box(),
+            argv=argv,
+            mounts=tuple(Mount(path, self.tree(tree), path in (WORK, OUT)) for path, tree in (files or {}).items()),
+            outputs=tuple(outputs),
+            env={**CONTRACT_ENV, **(env or {})},
+            cwd=cwd,
+            timeout=Decimal(str(timeout)),
+        )
+        return self.backend.run(process, secrets=secrets or {}, tag="//test:it")
+
+    def python(self, source: str, **options: object) -> Completed:
+        """Run Python source as a command."""
+        return self.run("python3", "-c", source, **options)  # type: ignore[arg-type]
+
+    def operator(
+        self,
+        source: str,
+        entry: str = "op:Op",
+        *,
+        role: str = "agent",
+        pure: bool = False,
+        files: Mapping[str, Mapping[str, str]] | None = None,
+        box: Box | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 20,
+    ) -> Completed:
+        """Run a Python operator whose module op.py is `source`."""
+        mounts = [Mount(path, self.tree(tree), path in (WORK, OUT)) for path, tree in (files or {}).items()]
+        mounts.append(Mount(OPERATOR_DIR, self.tree({"op.py": source})))
+        mounts.append(Mount(SDK_DIR, self.sdk()))
+        process = Process(
+            box=box or self.box(),
+            entry=entry,
+            role=role,
+            pure=pure,
+            mounts=tuple(mounts),
+            outputs=(WORK, OUT),
+            env={**CONTRACT_ENV, **(env or {})},
+            timeout=Decimal(str(timeout)),
+        )
+        return self.backend.run(process, secrets={}, tag="//test:it")
+
+    def sdk(self) -> Digest:
+        """The tree of mrp.sdk as sandboxes find it."""
+        files = {f"mrp/sdk/{path.name}": path.read_text() for path in sorted(SDK_FOLDER.glob("*.py"))}
+        return self.tree(files)
+
+    def stdout(self, completed: Completed) -> str:
+        return self.store.get_bytes(completed.stdout).decode(errors="replace")
+
+    def stderr(self, completed: Completed) -> str:
+        return self.store.get_bytes(completed.stderr).decode(errors="replace")
+
+    def files(self, completed: Completed, folder: str = WORK) -> dict[str, str]:
+        """The text of each file in an output folder."""
+        return {
+            path: self.store.get_bytes(entry.digest).decode(errors="replace")
+            for path, entry in self.store.read_tree(completed.outputs[folder]).items()
+            if entry.digest is not None
+        }
+
+
+def make_bench(name: str, folder: Path) -> Bench:
+    """A bench with the backend `name` of BACKENDS, in a folder that the caller removes."""
+    store = Store.open(folder / "cache")
+    return Bench(store, BACKENDS[name](store, folder / "scratch"), folder)
+
+
+def why_not(name: str) -> str | None:
+    """Why a backend cannot be had on this machine; None when it can."""
+    folder = Path(tempfile.mkdtemp(prefix="mrp-probe-"))
+    try:
+        store = Store.open(folder / "cache")
+        backend = BACKENDS[name](store, folder / "scratch")
+        try:
+            assert backend.isolation
+        finally:
+            backend.close()
+            store.close()
+    except Exception as error:
+        return f"{name}: {error}"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def outside(source: str, *, timeout: float = 20, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run Python source on the bare machine, as the control of an attack."""
+    return subprocess.run(
+        [sys.executable, "-c", source],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={"PATH": os.environ["PATH"], **env},
+    )

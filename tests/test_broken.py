@@ -1,0 +1,79 @@
+"""Broken workspaces: each is refused with its exact message; nothing is executed and nothing is written.
+
+The stories are the files of golden/broken (see support.broken). `MRP_REGENERATE=1` writes their endings anew; then
+read every message that changed as prose.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.broken import read_broken, snapshot
+
+from mrp.cache.store import Store
+from mrp.cli.main import main
+
+GOLDEN = Path(__file__).parent / "golden" / "broken"
+STORIES = {str(path.relative_to(GOLDEN).with_suffix("")): read_broken(path) for path in sorted(GOLDEN.rglob("*.txt"))}
+
+
+_JARGON = re.compile(
+    r"Traceback|pydantic|validation error|\b(?:NoneType|Decimal|dict|str|int|bool|float|tuple|KeyError|ValueError"
+    r"|TypeError|OSError|Errno)\b|line \d+ column \d+|<unicode string>|mrp has a bug"
+)
+
+
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for a workspace; the cache and the home folder are beside it, and are not there yet."""
+    monkeypatch.setenv("MRP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "ws"
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_a_broken_workspace(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    story = STORIES[name]
+    workspace = places(tmp_path, monkeypatch)
+    story.lay_out(workspace)
+    before = snapshot(tmp_path)
+    code = main(["-C", str(workspace), *story.words])
+    captured = capsys.readouterr()
+    stderr = captured.err.replace(str(workspace), "<workspace>")
+    if os.environ.get("MRP_REGENERATE"):
+        story.path.write_bytes(story.rewritten(code, stderr))
+    else:
+        assert (code, stderr) == (story.exit_code, story.stderr)
+    assert captured.out == ""
+    assert code == (3 if name.startswith("policy/") else 2)
+    assert not _JARGON.search(stderr), f"not for people: {stderr}"
+    assert str(tmp_path) not in stderr
+    assert_nothing_written(name, tmp_path, before)
+
+
+def assert_nothing_written(name: str, folder: Path, before: dict[bytes, tuple[int, int, bytes]]) -> None:
+    """Nothing at all; where rows had to be read to know, the digests of files and their bytes may be remembered."""
+    after = snapshot(folder)
+    if name.startswith("rows/"):
+        assert committed(folder / "cache") == 0
+        own = (os.fsencode(folder / "cache"), os.fsencode(folder / "ws" / ".mrp" / "files.sqlite"))
+        after = {path: what for path, what in after.items() if not path.startswith(own)}
+        after.pop(os.fsencode(folder / "ws" / ".mrp"), None)
+        after[os.fsencode(folder / "ws")] = before[os.fsencode(folder / "ws")]
+    assert after == before
+
+
+def committed(cache: Path) -> int:
+    """How many action entries a cache holds."""
+    if not cache.exists():
+        return 0
+    with Store.open(cache) as store:
+        return len(store.index.read("SELECT key FROM actions"))
+
+
