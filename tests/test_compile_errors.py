@@ -202,7 +202,8 @@ p/BUILD.yaml:6:41: error: the srcs of //p:b hold no p/m.py, where `m:A` would be
     pytest.param(
         "  d: {kind: dataset, srcs: [x.txt], schema: x.txt, split: {a: 0.5}}\n"
         "  i: {kind: image, base: scratch, toolchain: [sh], layers: [{copy: {x.txt: opt/x}}]}\n"
-        "  s: {kind: sink, type: json, path: ../x.json}\n",
+        "  s: {kind: sink, type: json, path: ../x.json}\n"
+        "  f: {kind: dataset, fetch: {path: /x, sha256: '" + "0" * 64 + "'}}\n",
         """\
 p/BUILD.yaml:5:45: error: p/x.txt is not JSON: Expecting value: line 1 column 1 (char 0)
     d: {kind: dataset, srcs: [x.txt], schema: x.txt, split: {a: 0.5}}
@@ -222,7 +223,11 @@ p/BUILD.yaml:6:76: error: `opt/x` is no absolute path inside the sandbox
 p/BUILD.yaml:7:37: error: the sink's path `../x.json` leaves its package
     s: {kind: sink, type: json, path: ../x.json}
                                       ^^^^^^^^^
-  write a path below the package's folder""",
+  write a path below the package's folder
+p/BUILD.yaml:8:36: error: the path `/x` leaves its package
+    f: {kind: dataset, fetch: {path: /x, sha256: '0000000000000000000000000000000000000000000000000000000000000000'}}
+                                     ^^
+  copy the file into the package's folder""",
         id="schemas, splits, images and sinks",
     ),
 ]

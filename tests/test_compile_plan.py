@@ -10,6 +10,8 @@ import pytest
 from support.showcase import showcase
 from support.workspaces import Workspace
 
+from mrp.cache.canonical import Json
+from mrp.cache.digest import Digest
 from mrp.compiler.analysis import load_graph
 from mrp.compiler.compile import write_compiled
 from mrp.specs.documents import KINDS
@@ -191,3 +193,34 @@ def test_written_files_end_in_a_newline_and_replace_older_ones(tmp_path: Path) -
         "manifest.json",
         "policy_report.json",
     ]
+
+
+class Remembered(dict[Digest, Json]):
+    """A memory that lasts as long as the test."""
+
+    def put(self, key: Digest, value: Json) -> None:
+        self[key] = value
+
+
+def test_parsed_packages_may_be_remembered_and_a_memory_that_is_nonsense_is_not_believed(tmp_path: Path) -> None:
+    root = showcase(tmp_path).root
+    parsed = load_graph(root)
+    memory = Remembered()
+    assert list(load_graph(root, memory=memory)) == list(parsed)
+    assert len(memory) == 5
+    assert list(load_graph(root, memory=memory)) == list(parsed)
+    for key in memory:
+        memory[key] = {"value": {"k": ["mrp"]}, "places": []}
+    assert list(load_graph(root, memory=memory)) == list(parsed)
+
+
+def test_what_is_remembered_is_used_while_the_file_is_the_same(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, {"BUILD.yaml": "mrp: 1\ntargets: {i: {kind: image, base: host}}\n"})
+    memory = Remembered()
+    load_graph(workspace.root, memory=memory)
+    ((key, known),) = memory.items()
+    memory[key] = json.loads(json.dumps(known).replace('"host"', '"scratch"'))
+    assert load_graph(workspace.root, memory=memory)["//:i"].attributes["base"] == "scratch"
+
+    workspace.write({"BUILD.yaml": "mrp: 1\ntargets: {i: {kind: image, base: host}}  # other bytes\n"})
+    assert load_graph(workspace.root, memory=memory)["//:i"].attributes["base"] == "host"

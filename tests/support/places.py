@@ -1,5 +1,6 @@
 """A place to build in: a workspace folder with a cache of its own, driven through the real command line."""
 
+import contextlib
 import json
 import os
 import signal
@@ -70,7 +71,8 @@ class Place:
 
     def runs(self) -> list[Path]:
         """Folders of all runs, oldest first."""
-        return sorted((self.folder / ".mrp" / "runs").iterdir())
+        folder = self.folder / ".mrp" / "runs"
+        return sorted(folder.iterdir()) if folder.exists() else []
 
     def digests(self) -> str:
         """digests.jsonl of the last run."""
@@ -84,7 +86,9 @@ class Place:
 
     def started_keys(self, run: Path) -> set[str]:
         """Keys of the actions that a run began to execute."""
-        events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines() if line.endswith("}")]
+        log = run / "events.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
+        events = [json.loads(line) for line in lines if line.endswith("}")]
         return {event["key"] for event in events if event["type"] == "ItemStarted"}
 
     def committed_keys(self) -> set[str]:
@@ -101,8 +105,6 @@ class Place:
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
     """kill -9 of the whole process group; returns when its leader is gone."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 from mrp.cache.digest import ActionKey
-from mrp.cache.errors import explained
+from mrp.cache.errors import CacheError, explained
 
 _FLOCK = struct.Struct("@hhqqi0q")
 
@@ -23,13 +23,14 @@ class InFlight:
 
     def __init__(self, root: Path) -> None:
         """Open the lock file of the cache in `root`. Raises CacheError."""
+        self._root = root
         with explained(root):
             self._descriptor = os.open(root / "inflight", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._lock = threading.Lock()
         self._held: set[ActionKey] = set()
 
     def try_acquire(self, key: ActionKey) -> bool:
-        """Take the lock on `key`; False when this or another process has it."""
+        """Take the lock on `key`; False when this or another process has it. Raises CacheError."""
         with self._lock:
             if key in self._held:
                 return False
@@ -38,7 +39,9 @@ class InFlight:
             except OSError as error:
                 if error.errno in (errno.EAGAIN, errno.EACCES):
                     return False
-                raise
+                raise CacheError(
+                    f"The cache {self._root} cannot be locked ({error}); set MRP_CACHE to a local folder."
+                ) from error
             self._held.add(key)
             return True
 

@@ -49,7 +49,7 @@ class Checker:
             self._command(unit, location, text)
         match unit.document:
             case documents.Dataset():
-                self._dataset(unit)
+                self._dataset(unit, unit.document)
             case documents.Rollout():
                 self._rollout(resolved, unit.document)
             case documents.Reduction():
@@ -84,7 +84,11 @@ class Checker:
             hint = "give it through `env`, where it is filled in for each trial"
             self.problems.add(unit.span(*location), f"`{found[0]}` is not filled in here", hint)
 
-    def _dataset(self, unit: Unit) -> None:
+    def _dataset(self, unit: Unit, dataset: documents.Dataset) -> None:
+        path = dataset.fetch.path if dataset.fetch is not None else None
+        if path is not None and safe_relative(path) is None:
+            message = f"the path `{path}` leaves its package"
+            self.problems.add(unit.span("fetch", "path"), message, "copy the file into the package's folder")
         task = self.tasks(unit.label)
         if isinstance(task, DatasetTask):
             for problem in check_views(task):

@@ -137,14 +137,13 @@ class Wrapped:
 
     def kill(self) -> None:
         self._kill_inner()
-        if self._process.returncode is None:
-            self._process.kill()
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def close(self) -> None:
         """Wait for what is left after `kill`, and let go of it."""
-        self._kill_inner()
+        self.kill()
         if self._process.returncode is None:
-            self._process.kill()
             self._process.wait()
         for descriptor in (self._pidfd, self._inner_pidfd, self._status):
             if descriptor >= 0:
