@@ -93,6 +93,12 @@ def test_wrong_words_exit_2_with_a_hint(words: list[str], hint: str, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_rebuild_pattern_that_is_none_is_refused(place: Place) -> None:
+    done = place.mrp("build", "//:eval", "--rebuild", "eval")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--rebuild: `eval` is not a label; did you mean `:eval`?" in done.stderr
+
+
 def test_outside_of_a_workspace_the_next_step_is_init(tmp_path: Path) -> None:
     done = mrp("build", "//:eval", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")

@@ -1,13 +1,15 @@
 """docs/cli.md and the command line say the same: every verb and flag is in both."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from mrp.cli.parser import VERBS, verb_parser
 
-CLI = Path(__file__).parents[1] / "docs" / "cli.md"
+ROOT = Path(__file__).parents[1]
+CLI = ROOT / "docs" / "cli.md"
 
 
 def sections() -> dict[str, str]:
@@ -58,3 +60,17 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_lock_holds_every_dependency_with_its_hashes_and_no_index() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    text = (ROOT / "requirements.lock").read_text()
+    locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
+    assert {re.split(r"[^A-Za-z0-9_-]", name)[0].lower() for name in wanted} <= locked.keys()
+    assert locked["lark"] == "1.2.2", "which vllm pins"
+    assert "://" not in text
+    assert text.count("==") <= text.count("--hash=sha256:")

@@ -73,7 +73,7 @@ def build_options(arguments: argparse.Namespace, root: Path, **more: Any) -> "Bu
         items=tuple(given.get("items", ())),
         limit=given.get("limit"),
         params=params(given.get("param", ()), root),
-        rebuild=tuple(absolute(pattern, root) for pattern in given.get("rebuild", ())),
+        rebuild=tuple(_pattern(pattern, root) for pattern in given.get("rebuild", ())),
         resample=given.get("resample", False),
         retry_limits=given.get("retry_limits", False),
         fail_fast=given.get("fail_fast", False),
@@ -100,6 +100,17 @@ def params(words: "list[str] | tuple[str, ...]", root: Path) -> dict[str, dict[s
             raise UsageError(f"--param {word!r} is not LABEL:NAME=VALUE, like //jobs:solve:effort=high")
         found.setdefault(absolute(label, root), {})[name] = _file(text[1:]) if text.startswith("@") else _value(text)
     return found
+
+
+def _pattern(word: str, root: Path) -> str:
+    from mrp.specs.labels import LabelError, parse_pattern
+
+    text = absolute(word, root)
+    try:
+        parse_pattern(text)
+    except LabelError as error:
+        raise UsageError(f"--rebuild: {error}") from None
+    return text
 
 
 def _value(text: str) -> Json:

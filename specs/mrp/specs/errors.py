@@ -19,8 +19,8 @@ from typing import NamedTuple
 class Span(NamedTuple):
     """A place in a document: workspace-relative path, 1-based line and column, and the column after the word.
 
-    Columns count characters. `end_column` is 0 where the thing ends on a later line. A tuple, since a large
-    workspace has a million of them.
+    Columns count characters. `end_column` is 0 where the thing ends on a later line, `line` is 0 for all of a folder
+    or target. A tuple, since a large workspace has a million of them.
     """
 
     path: str
@@ -29,7 +29,7 @@ class Span(NamedTuple):
     end_column: int = 0
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}:{self.column}"
+        return f"{self.path}:{self.line}:{self.column}" if self.line else self.path
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Diagnostic:
 
     def render(self) -> str:
         """The diagnostic as file:line:column, message, the source line with a caret, and the hint."""
-        lines = [f"{self.span}: error: {self.message}"]
+        lines = [_printable(f"{self.span}: error: {self.message}")]
         if self.source:
             lines.extend(_caret_lines(self.source, self.span))
         if self.hint:
-            lines.append(f"  {self.hint}")
+            lines.append(_printable(f"  {self.hint}"))
         return "\n".join(lines)
 
 
@@ -122,6 +122,13 @@ def _caret_lines(source: str, span: Span) -> list[str]:
 def _visible(text: str) -> str:
     """The text as a terminal can show it: nothing in it moves the cursor or changes colours."""
     return "".join(letter if letter.isprintable() else " " if letter == "\t" else "\ufffd" for letter in text)
+
+
+def _printable(text: str) -> str:
+    """A sentence on one line, with what a document's words hold of control characters as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _width(text: str) -> int:

@@ -29,7 +29,7 @@ def resolve_plain(text: str) -> str | bool | int | Decimal | None:
             _refuse_long(text)
             return int(text, 0)
         if _NOT_FINITE.match(text):
-            raise ValueError(f"`{text}` is not a number that a result can depend on")
+            raise ValueError(f"`{text}` is not a number that a result can depend on; write a finite one, or null")
         return text
     _refuse_long(text)
     if _LEADING_ZERO.match(text):
@@ -37,10 +37,10 @@ def resolve_plain(text: str) -> str | bool | int | Decimal | None:
     if number[1]:
         return int(text)
     if number[2] and abs(int(number[2])) > MAX_EXPONENT:
-        raise ValueError(f"the exponent of `{text}` is beyond {MAX_EXPONENT}")
+        raise ValueError(f"the exponent of `{text}` is beyond {MAX_EXPONENT}; write the number as text in quotes")
     return Decimal(text)
 
 
 def _refuse_long(text: str) -> None:
     if len(text) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(text)} digits; at most {MAX_DIGITS} are read")
+        raise ValueError(f"a number of {len(text)} digits; at most {MAX_DIGITS} are read, so write it as text in quotes")

@@ -47,12 +47,12 @@ def explain_syntax(error: MarkedYAMLError, path: str, line_at: Callable[[Span], 
     if problem == "found character that cannot start any token":
         return _cannot_start(span, line)
     if problem == "did not find expected node content":
-        return _no_content(span, line)
+        return _no_content(span, line, at_end=not line_at(span._replace(line=span.line + 1)))
     if problem == "could not find expected ':'":
         return _no_colon(opened, line_at(opened))
     if problem == "mapping values are not allowed in this context":
         if re.search(r":\s", line[: span.column - 1]):
-            return span, "a second `:` in one value", _QUOTE
+            return span, "a second `:` in one value", f"{_QUOTE}, or start the mapping on a line of its own"
         return span, "a key cannot stand here", f"{_INDENT}; a `:` needs a space after it"
     if problem == "found unknown escape character":
         word = line[span.column - 1 : span.column + 1]
@@ -79,8 +79,10 @@ def _cannot_start(span: Span, line: str) -> tuple[Span, str, str]:
     return _wide(span, character), f"{shown} cannot start a value", _QUOTE
 
 
-def _no_content(span: Span, line: str) -> tuple[Span, str, str]:
+def _no_content(span: Span, line: str, *, at_end: bool) -> tuple[Span, str, str]:
     word = _word(span, line)
+    if at_end and not line[span.column - 1 :].strip():
+        return span, "the file ends where a value is expected", "close every `[` and `{` that is open"
     if len(word) > 1 and word.startswith(":"):
         message = f"YAML forbids a bare `{word}` inside [ ] and {{ }}"
         return _wide(span, word), message, f'write it with quotes: "{word}"'

@@ -244,7 +244,7 @@ class _Explainer:
         value = node.value
         if name == "`mrp`":
             hint = _VERSION_HINT
-        if value is None:
+        if value is None and not self._sources.word(node.span):
             self._report(
                 place,
                 f"{name} must be {words}, but nothing is written after it",
@@ -308,10 +308,13 @@ def _spelling_hint(wanted: Type | None, value: Json, word: str) -> str:
     if types & {int, Decimal} and isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
         return f"write {value} without quotes"
     if list in types and isinstance(value, str):
-        return f'write ["{_cut(word)}"]'
+        words = value.split()
+        several = len(words) > 1 and all(map(_PLAIN_WORD.match, words))
+        return f"write [{_cut(', '.join(words))}]" if several else f'write ["{_cut(word)}"]'
     return ""
 
 
+_PLAIN_WORD = re.compile(r"[A-Za-z./_-][A-Za-z0-9./_-]*\Z")
 _YES_AND_NO = frozenset(["yes", "no", "on", "off", "y", "n", "true", "false"])
 
 

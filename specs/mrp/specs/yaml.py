@@ -187,12 +187,13 @@ _CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufff
 def _check_text(text: bytes, path: str, sources: Sources) -> None:
     """Refuses what is no text that a person wrote: wrong encodings, control characters, endless lines, huge files."""
 
-    def refuse(line: int, column: int, message: str, hint: str) -> SpecError:
-        return SpecError([Diagnostic(Span(path, line, column, column + 1), message, hint)])
+    def refuse(line: int, column: int, message: str, hint: str, *, show: bool = True) -> SpecError:
+        span = Span(path, line, column, column + 1)
+        return SpecError([sources.diagnostic(span, message, hint) if show else Diagnostic(span, message, hint)])
 
     if len(text) > MAX_BYTES:
         message = f"the file has {len(text)} bytes; at most {MAX_BYTES} are read"
-        raise refuse(1, 1, message, "split the package, or keep data in data files")
+        raise refuse(1, 1, message, "split the package, or keep data in data files", show=False)
     try:
         decoded = text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -206,7 +207,7 @@ def _check_text(text: bytes, path: str, sources: Sources) -> None:
         line = next(n for n, content in enumerate(decoded.splitlines(), 1) if len(content) > MAX_LINE)
         length = len(decoded.splitlines()[line - 1])
         message = f"a line of {length} characters; at most {MAX_LINE} are read"
-        raise refuse(line, 1, message, "keep data in data files")
+        raise refuse(line, 1, message, "keep data in data files", show=False)
     if _ASCII_CONTROL.search(text) or (not decoded.isascii() and _CONTROL.search(decoded)):
         bad = _CONTROL.search(decoded)
         assert bad is not None
@@ -235,6 +236,7 @@ class _Reader:
         self._sources = sources
         self._depth = 0
         self._words: dict[str, str | bool | int | Decimal | None] = {}
+        self._aliases: set[str] = set()
 
     def read(self, text: bytes) -> Node:
         """The root node; what it holds counts only when `diagnostics` is empty."""
@@ -266,8 +268,10 @@ class _Reader:
                 self._refuse_properties(event)
             return Node(self._scalar(event), self._span(event))
         if event.__class__ is AliasEvent:
-            message = f"the alias `*{event.anchor}` is not part of the language"
-            self._report(self._span(event), message, "write the value out")
+            if event.anchor not in self._aliases:
+                self._aliases.add(event.anchor)
+                message = f"the alias `*{_shown(event.anchor)}` is not part of the language"
+                self._report(self._span(event), message, "write the value out, here and wherever it stands again")
             return Node(None, self._span(event))
         if event.anchor is not None or event.tag is not None:
             self._refuse_properties(event)

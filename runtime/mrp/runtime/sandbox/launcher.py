@@ -28,8 +28,6 @@ from mrp.runtime.sandbox.steps import Step
 HOSTNAME = "mrp"
 MAX_DESCRIPTORS = 16
 
-# In the user namespace of root these would still be root's to write.
-_COVERED = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/acpi", "/proc/scsi")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = {
     "fd": "/proc/self/fd",
@@ -326,11 +324,6 @@ def _make(step: Step, target: str) -> None:
     elif step.kind == "proc":
         os.makedirs(target, exist_ok=True)
         kernel.mount("proc", target, "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
-        for covered in _COVERED:
-            place = target + covered[len("/proc") :]
-            if os.path.exists(place):
-                kernel.mount(place, place, None, kernel.MS_BIND)
-                kernel.restrict_mount(place, kernel.ATTR_RDONLY)
     elif step.kind == "dev":
         _devices(target, step)
     else:

@@ -32,6 +32,9 @@ CODE = (OPERATOR_DIR, SDK_DIR)
 """Mounts that are the same for all items of an operator."""
 
 _ROOT_FOLDERS = ("/tmp", "/run", "/home", "/opt", "/srv", "/mnt")
+# Root's sandboxes have root's id outside, which may write these although it has no privilege.
+_READ_ONLY_PROC = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "pressure")
+_HIDDEN_PROC = ("kcore", "keys", "key-users", "kmsg", "timer_list", "sched_debug", "latency_stats")
 _RESOLVER_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/services", "/etc/protocols", "/etc/gai.conf")
 
 
@@ -160,11 +163,15 @@ def root_steps(
     """
     steps = [Step("dir", path) for path in _ROOT_FOLDERS] + [Step("link", "/var/tmp", "/tmp")]
     steps += view.steps
-    steps += [Step("proc", "/proc"), Step("dev", "/dev", size=shared_memory, execute=execute)]
+    steps += [Step("proc", "/proc")]
+    for sources, hidden in ((_READ_ONLY_PROC, False), (_HIDDEN_PROC, True)):
+        present = [f"/proc/{name}" for name in sources if os.path.exists(f"/proc/{name}")]
+        steps += [Step("bind", path, "/dev/null" if hidden else path) for path in present]
+    steps += [Step("dev", "/dev", size=shared_memory, execute=execute)]
     steps += [Step("bind", f"/etc/{name}", str(private / name)) for name in sorted(os.listdir(private))]
     if network:
-        present = {step.path for step in steps}
-        steps += [Step("bind", path, path) for path in _RESOLVER_FILES if path not in present and os.path.exists(path)]
+        taken = {step.path for step in steps}
+        steps += [Step("bind", path, path) for path in _RESOLVER_FILES if path not in taken and os.path.exists(path)]
     if view.layers is not None:
         steps += _split(view.layers, "", set(points))
     return steps

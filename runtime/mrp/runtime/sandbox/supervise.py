@@ -20,7 +20,7 @@ LOG_BYTES = 16 * 2**20
 ENTRY_BYTES = 4096
 """What a file counts at least, and an empty folder or symlink counts, towards the disk limit."""
 
-_TICK = 0.1
+_FIRST_TICK, _TICK = 0.02, 0.1
 _GRACE = 1.0
 _DRAIN_SECONDS = 5.0
 _CHUNK = 1 << 16
@@ -197,7 +197,8 @@ class _Supervision:
 
     def wait(self) -> Ended:
         """Poll until the process has ended; limits are looked at in ticks, rarer when looking takes long."""
-        next_look = time.monotonic() + _TICK
+        tick = _FIRST_TICK
+        next_look = time.monotonic() + tick
         kill_at: float | None = None
         while True:
             now = time.monotonic()
@@ -225,7 +226,8 @@ class _Supervision:
                     self.killed = exceeded
                     self._running.kill()
                     kill_at = now + _GRACE
-                next_look = time.monotonic() + max(_TICK, 20 * (time.monotonic() - now))
+                tick = min(_TICK, 2 * tick)
+                next_look = time.monotonic() + max(tick, 20 * (time.monotonic() - now))
 
     def finish_logs(self) -> tuple[bytes, bytes]:
         """Read what is left in the pipes, which are closed at the other end since everything is dead."""
