@@ -107,10 +107,11 @@ p/BUILD.yaml:5:96: error: `expect`, column 4: the expression ends too early
     pytest.param(
         '  c: {kind: command, srcs: ["*.md", "../y", "b.txt"], outs: [x.txt, a/../b], command: [a]}\n',
         """\
-p/BUILD.yaml:5:29: error: `srcs` of //p:c: '*.md' matches no file
+p/BUILD.yaml:5:29: error: `srcs` of //p:c: `*.md` matches no file
     c: {kind: command, srcs: ["*.md", "../y", "b.txt"], outs: [x.txt, a/../b], command: [a]}
                               ^^^^^^
-p/BUILD.yaml:5:37: error: `srcs` of //p:c: '../y' leaves its package with `..`
+  the folder p holds BUILD.yaml, x.txt
+p/BUILD.yaml:5:37: error: `srcs` of //p:c: `../y` leaves its package with `..`
     c: {kind: command, srcs: ["*.md", "../y", "b.txt"], outs: [x.txt, a/../b], command: [a]}
                                       ^^^^^^
   take other packages' files through their targets
@@ -205,10 +206,6 @@ p/BUILD.yaml:6:41: error: the srcs of //p:b hold no p/m.py, where `m:A` would be
         "  s: {kind: sink, type: json, path: ../x.json}\n"
         "  f: {kind: dataset, fetch: {path: /x, sha256: '" + "0" * 64 + "'}}\n",
         """\
-p/BUILD.yaml:5:45: error: p/x.txt is not JSON: Expecting value: line 1 column 1 (char 0)
-    d: {kind: dataset, srcs: [x.txt], schema: x.txt, split: {a: 0.5}}
-                                              ^^^^^
-  write a JSON Schema
 p/BUILD.yaml:5:59: error: //p:d: the shares of `split` sum to 0.5, and must sum to 1
     d: {kind: dataset, srcs: [x.txt], schema: x.txt, split: {a: 0.5}}
                                                             ^^^^^^^^
@@ -227,7 +224,11 @@ p/BUILD.yaml:7:37: error: the sink's path `../x.json` leaves its package
 p/BUILD.yaml:8:36: error: the path `/x` leaves its package
     f: {kind: dataset, fetch: {path: /x, sha256: '0000000000000000000000000000000000000000000000000000000000000000'}}
                                      ^^
-  copy the file into the package's folder""",
+  copy the file into the package's folder
+p/x.txt:1:1: error: is not valid JSON: Expecting value
+  x
+  ^
+  write a JSON Schema: it is the schema of //p:d""",
         id="schemas, splits, images and sinks",
     ),
 ]
@@ -313,7 +314,7 @@ def test_a_symlink_out_of_the_workspace_is_named(tmp_path: Path) -> None:
     (tmp_path / "outside").write_text("")
     workspace = Workspace(tmp_path / "w", {"BUILD.yaml": HEAD + "  d: {kind: dataset, srcs: [leak], format: text}\n"})
     (tmp_path / "w/leak").symlink_to("../outside")
-    assert "`srcs` of //:d: 'leak' takes leak, a symlink that leads out of the workspace" in workspace.error()
+    assert "`srcs` of //:d: `leak` takes leak, a symlink that leads out of the workspace" in workspace.error()
 
 
 @pytest.mark.parametrize(

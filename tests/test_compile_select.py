@@ -161,11 +161,11 @@ def test_a_matrix_without_bounds_is_refused(tmp_path: Path) -> None:
 
 
 def test_items_of_a_matrix_are_asked_for_in_each_cell(tmp_path: Path) -> None:
-    plan = workspace(tmp_path, SWEEP).compile("//:solve@agent=helper,flag=true[a/b c#1]").plan
+    plan = workspace(tmp_path, SWEEP).compile("//:solve@agent=helper,flag=true[a/b c#0]").plan
     assert plan.requested == (
-        "//:solve@agent=helper,flag=true,t=0.7[a/b%20c#1]",
-        "//:solve@agent=helper,flag=true,t=10[a/b%20c#1]",
-        "//:solve@agent=helper,flag=true,t=2[a/b%20c#1]",
+        "//:solve@agent=helper,flag=true,t=0.7[a/b%20c#0]",
+        "//:solve@agent=helper,flag=true,t=10[a/b%20c#0]",
+        "//:solve@agent=helper,flag=true,t=2[a/b%20c#0]",
     )
     assert set(plan.aliases) == {"//:solve"}
 

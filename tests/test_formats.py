@@ -72,9 +72,9 @@ def test_numbers_are_exact_decimals(store: Store) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"a": NaN}', "1: NaN is not a JSON number; write null, or a finite number"),
-        ('{"a": [Infinity]}', "1: Infinity is not a JSON number; write null, or a finite number"),
-        ('{"a": -Infinity}', "1: -Infinity is not a JSON number; write null, or a finite number"),
+        ('{"a": NaN}', "7: NaN is not a JSON number; write null, or a finite number"),
+        ('{"a": [Infinity]}', "8: Infinity is not a JSON number; write null, or a finite number"),
+        ('{"a": -Infinity}', "7: -Infinity is not a JSON number; write null, or a finite number"),
         ('{"a": 1, "b": 2, "a": 3}', "1: the key 'a' stands twice in one object"),
         ('{"x": {"a": 1, "a": 1}}', "1: the key 'a' stands twice in one object"),
         ("[1]", "1: a record must be a JSON object, not a list"),
@@ -102,7 +102,7 @@ def test_a_number_or_nesting_beyond_reason_is_refused(store: Store) -> None:
 
 def test_all_broken_lines_are_found_at_once(store: Store) -> None:
     found = faults(store, "jsonl", 'x\n{"a": 1}\n[]\n{"a": NaN}\n')
-    assert [fault.split(": ")[0] for fault in found] == ["a.jsonl:1:1", "a.jsonl:3:1", "a.jsonl:4:1"]
+    assert [fault.split(": ")[0] for fault in found] == ["a.jsonl:1:1", "a.jsonl:3:1", "a.jsonl:4:7"]
 
 
 def test_bytes_that_are_no_utf8_are_refused_with_their_place(store: Store) -> None:
@@ -150,7 +150,7 @@ def test_json_may_be_an_object_of_ids(store: Store) -> None:
         ("[{}] x", "1:6: more follows the JSON value"),
         ("{1: {}}", "1:2: a record's id in double quotes is expected"),
         ('{"a" {}}', "1:6: is not valid JSON: ':' is expected"),
-        ('[{"a": NaN}]', "1:2: NaN is not a JSON number; write null, or a finite number"),
+        ('[{"a": NaN}]', "1:8: NaN is not a JSON number; write null, or a finite number"),
         ("[{}", "1:4: is not valid JSON: ',' is expected"),
     ],
 )

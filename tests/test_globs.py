@@ -56,17 +56,17 @@ def test_patterns_take_files_sorted_by_code_point_and_no_hidden_ones_unless_name
     ("pattern", "message", "hint"),
     [
         ("", "an empty pattern matches nothing", "write `**` for all files of the package"),
-        ("/etc/passwd", "'/etc/passwd' is an absolute path", "write a path relative to the package's folder"),
-        ("../q/a", "'../q/a' leaves its package with `..`", "take other packages' files through their targets"),
-        ("x/../../q", "'x/../../q' leaves its package with `..`", "take other packages' files through their targets"),
-        ("a\\b", "'a\\\\b' holds a backslash or a NUL", "folders are separated by `/`"),
-        ("x//a", "'x//a' has an empty name between slashes", ""),
-        ("a**", "'a**' has `**` inside a name", "`**` stands alone between slashes"),
-        ("[ab", "'[ab' has a `[` that is not closed", ""),
-        ("*.md", "'*.md' matches no file", ""),
+        ("/etc/passwd", "`/etc/passwd` is an absolute path", "write a path relative to the package's folder"),
+        ("../q/a", "`../q/a` leaves its package with `..`", "take other packages' files through their targets"),
+        ("x/../../q", "`x/../../q` leaves its package with `..`", "take other packages' files through their targets"),
+        ("a\\b", "`a\\b` holds a backslash or a NUL", "folders are separated by `/`"),
+        ("x//a", "`x//a` has an empty name between slashes", "write one `/` between two names"),
+        ("a**", "`a**` has `**` inside a name", "`**` stands alone between slashes"),
+        ("[ab", "`[ab` has a `[` that is not closed", "write `[[]` for a plain `[`"),
+        ("*.md", "`*.md` matches no file", "the folder p holds B.py, a.py, c.txt, empty, ..."),
         ("b.py", "there is no p/b.py", "did you mean `B.py`?"),
-        ("x/q/a.py", "there is no p/x/q", "did you mean `y`?"),
-        ("empty", "the folder p/empty holds no file", ""),
+        ("x/q/a.py", "there is no p/x/q", "did you mean `x/y`?"),
+        ("empty", "the folder p/empty holds no file", "name one that does"),
     ],
 )
 def test_a_pattern_that_is_wrong_or_takes_nothing_says_so(
@@ -100,7 +100,7 @@ def test_record_folders_are_roots_with_all_their_files(tmp_path: Path) -> None:
     expansion = expand(found, "p", "tasks/*", folders=True)
     assert expansion.roots == ("p/tasks/one", "p/tasks/two")
     assert expansion.files == ("p/tasks/one/a", "p/tasks/one/d/b", "p/tasks/two/a")
-    with pytest.raises(GlobError, match="'tasks/README' is a file, but the records of this format are folders"):
+    with pytest.raises(GlobError, match="`tasks/README` is a file, but the records of this format are folders"):
         expand(found, "p", "tasks/README", folders=True)
     with pytest.raises(GlobError, match="matches no folder"):
         expand(found, "p", "tasks/one/a*", folders=True)
@@ -114,13 +114,13 @@ def test_a_symlink_is_read_through_inside_the_workspace_and_refused_outside(tmp_
     assert files(found, "l*") == ["link"]
 
     (root / "p/leak").symlink_to(outside)
-    with pytest.raises(GlobError, match="'le\\*' takes p/leak, a symlink that leads out of the workspace"):
+    with pytest.raises(GlobError, match="`le\\*` takes p/leak, a symlink that leads out of the workspace"):
         expand(WorkspaceTree(root), "p", "le*")
     with pytest.raises(GlobError, match="a symlink that leads out of the workspace"):
         expand(WorkspaceTree(root), "p", "leak")
 
     (root / "p/gone").symlink_to("nothing")
-    with pytest.raises(GlobError, match="'gone' takes p/gone, a symlink that leads nowhere"):
+    with pytest.raises(GlobError, match="`gone` takes p/gone, a symlink that leads nowhere"):
         expand(WorkspaceTree(root), "p", "gone")
 
 
@@ -144,7 +144,7 @@ def test_names_that_are_not_utf8_are_refused_rather_than_guessed(tmp_path: Path)
 def test_a_special_file_is_refused(tmp_path: Path) -> None:
     found = tree(tmp_path, "p/a")
     os.mkfifo(tmp_path / "p/pipe")
-    with pytest.raises(GlobError, match="'\\*' takes p/pipe, which is neither a file nor a folder"):
+    with pytest.raises(GlobError, match="`\\*` takes p/pipe, which is neither a file nor a folder"):
         expand(found, "p", "*")
 
 
@@ -160,7 +160,7 @@ def test_a_single_file_is_one_literal_file(tmp_path: Path) -> None:
     assert expand_file(found, "p", "a.json") == "p/a.json"
     with pytest.raises(GlobError, match="must name one file, without wildcards"):
         expand_file(found, "p", "*.json")
-    with pytest.raises(GlobError, match="'d' is a folder where a file is expected"):
+    with pytest.raises(GlobError, match="`d` is a folder where a file is expected"):
         expand_file(found, "p", "d")
 
 

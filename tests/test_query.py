@@ -178,7 +178,7 @@ def test_what_queries_answer(query: str, answer: str) -> None:
         ("//jbos:eval", 1, "`//jbos:eval` is no target or file of this workspace (did you mean `//jobs:eval`?)"),
         ("//jobs/sub", 1, "`//jobs/sub` is no target or file of this workspace (there is no package `//jobs/sub`)"),
         ("jobs:eval", 1, "`jobs:eval` is no label, pattern or file of this workspace (did you mean `//jobs:eval`?)"),
-        ("//job/...", 1, "`//job/...` matches no package of this workspace (did you mean `jobs`?)"),
+        ("//job/...", 1, "`//job/...` matches no package of this workspace (did you mean `//jobs/...`?)"),
         ("//jobs:x*", 1, "`//jobs:x*` matches no target (`mrp query //jobs:all` shows what is there)"),
         ("'-//jobs:eval'", 1, "`-//jobs:eval` is no label, pattern or file of this workspace (to leave something out"),
         ("set(:eval -:all)", 11, "`-` does not fit here (a word that begins with `-` needs quotes"),

@@ -107,6 +107,7 @@ def test_another_trial_cannot_be_seen(bench: Bench) -> None:
     victim.start()
     scratch = bench.folder / "scratch"
     while "mine" not in find_outside("PRIVATE-4", scratch) and "/w" not in find_outside("PRIVATE-4", scratch):
+        assert victim.is_alive()
         time.sleep(0.02)
     assert len(find_outside("PRIVATE-4", scratch).splitlines()) >= 2
     seen = bench.run("python3", "-c", FIND, "PRIVATE-4", "/")

@@ -85,10 +85,10 @@ REFUSED = {
     "%YAML 1.1\n---\na: 1": ["1:1 `%` directives are not part of the language | delete the line"],
     "%FOO\n---\na: 1": ["1:5 `%` directives are not part of the language | delete the line"],
     "a: 007": ['1:4 a number cannot start with 0: write "007" with quotes, or without the zeros'],
-    "a: .nan": ["1:4 `.nan` is not a number that a result can depend on"],
-    "a: -.inf": ["1:4 `-.inf` is not a number that a result can depend on"],
-    "a: 1e1001": ["1:4 the exponent of `1e1001` is beyond 1000"],
-    "a: " + "1" * 401: ["1:4 a number of 401 digits; at most 400 are read"],
+    "a: .nan": ["1:4 `.nan` is not a number that a result can depend on; write a finite one, or null"],
+    "a: -.inf": ["1:4 `-.inf` is not a number that a result can depend on; write a finite one, or null"],
+    "a: 1e1001": ["1:4 the exponent of `1e1001` is beyond 1000; write the number as text in quotes"],
+    "a: " + "1" * 401: ["1:4 a number of 401 digits; at most 400 are read, so write it as text in quotes"],
     'a: "x\\0y"': ['1:4 the character "\\0" is not allowed in a text | leave it out'],
     "a: {b:c}": ["1:5 `b:c` is one word to YAML, with nothing after it | write `b: c` with a space, or quote it"],
     "of: [:a, :b]": ['1:6 YAML forbids a bare `:a` inside [ ] and { } | write it with quotes: ":a"'],
@@ -104,7 +104,7 @@ def test_what_would_have_to_be_guessed_is_refused(text: str) -> None:
 
 INDENT = "check the indentation of this line and of the one before"
 BROKEN = {
-    "a: b: c": "1:5 a second `:` in one value | put the text in quotes",
+    "a: b: c": "1:5 a second `:` in one value | put the text in quotes, or start the mapping on a line of its own",
     "a: 1\n  b: 2": f"2:4 a key cannot stand here | {INDENT}; a `:` needs a space after it",
     "a:\n\tb: 1": "2:1 a tab cannot indent | use spaces",
     "a:\n  b: 1\n\tc: 2": "3:1 a tab cannot indent | use spaces",
@@ -148,7 +148,7 @@ def test_billion_laughs_die_at_their_aliases() -> None:
         "1:4 the anchor `&a` is not part of the language | delete it",
         "2:4 the anchor `&b` is not part of the language | delete it",
     ]
-    assert len(errors) == 9 + 9 * 8
+    assert len(errors) == 9 + 8, "each anchor and each alias is named once"
 
 
 def test_a_file_full_of_errors_gives_a_hundred_and_stops() -> None:

@@ -133,7 +133,8 @@ def _vertices(
                 for path in expansion.files:
                     vertex = _file_vertex(path, SOURCE_FILE, packages)
                     files.setdefault(vertex.label, vertex)
-                    deps[role_of(location), vertex.label] = None
+                    if vertex.label not in packages.targets:
+                        deps[role_of(location), vertex.label] = None
         target = one.target
         yield Vertex(label, target.kind, target.package, target.name, target.span, one.attributes(), tuple(deps))
     for label, vertex in files.items():

@@ -1,10 +1,9 @@
 """What a unit must be beyond its types, once its names are resolved: templates, conditions, schemas and paths."""
 
-import json
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mrp.cache.canonical import Json
@@ -19,7 +18,7 @@ from mrp.specs import documents
 from mrp.specs.errors import Span, safe_relative
 from mrp.specs.ir import DatasetTask, MapTask, Task
 from mrp.specs.suggest import did_you_mean
-from mrp.specs.yaml import Node, find
+from mrp.specs.yaml import Node, find, key_span_at
 
 TRIAL_NAMES = ("record", "params", "seed", "sample", "trial")
 """What `${...}` may name where it is filled in for each trial."""
@@ -70,13 +69,15 @@ class Checker:
 
     def _schema(self, unit: Unit, path: str) -> None:
         """A JSON Schema that can be read; what it demands is checked against records when they are there."""
+        from mrp.rules.formats import BadData, json_object
+
         try:
-            schema = json.loads((self.root / path).read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            self.problems.add(unit.span("schema"), f"{path} is not JSON: {error}", "write a JSON Schema")
-            return
-        if not isinstance(schema, dict | bool):
-            self.problems.add(unit.span("schema"), f"{path} is not a JSON Schema", "write an object, like {}")
+            json_object((self.root / path).read_bytes())
+        except OSError as error:
+            self.problems.add(unit.span("schema"), f"{path} cannot be read: {error.strerror}", "check its permissions")
+        except BadData as fault:
+            found = fault.diagnostic(path)
+            self.problems.extend([replace(found, hint=f"write a JSON Schema: it is the schema of {unit.label}")])
 
     def _command(self, unit: Unit, location: tuple[str | int, ...], text: str) -> None:
         found = _NOT_FILLED.search(text)
@@ -175,7 +176,8 @@ class Checker:
     def _guest_path(self, unit: Unit, location: tuple[str | int, ...], path: str) -> None:
         if not path.startswith("/") or safe_relative(path.strip("/") or ".") is None:
             message = f"`{path}` is no absolute path inside the sandbox"
-            self.problems.add(unit.span(*location), message, "write it from /, without `..`")
+            key = key_span_at(unit.node, location) if location[-1] == path else None
+            self.problems.add(key or unit.span(*location), message, "write it from /, without `..`")
 
     def _entry(self, resolved: Resolved, operator: documents.Operator) -> None:
         unit = resolved.unit
@@ -214,8 +216,9 @@ class Checker:
         for part in names:
             place = _column(unit.node, location, span, part.column)
             if part.path[0] not in known:
-                hint = did_you_mean(part.path[0], known) or f"only {', '.join(known)} may stand here"
-                self.problems.add(place, f"`${{{part}}}` stands for nothing here", f"{hint}; `$${{` is a literal `${{`")
+                only = f"only {', '.join(known)} may stand here; `$${{` is a literal `${{`"
+                hint = did_you_mean(part.path[0], known) or only
+                self.problems.add(place, f"`${{{part}}}` stands for nothing here", hint)
             elif part.path[0] in ("record", "params") and len(part.path) == 1:
                 self.problems.add(place, f"`${{{part}}}` needs a name after it", f"like ${{{part}.x}}")
             elif part.path[0] not in ("record", "params") and len(part.path) > 1:

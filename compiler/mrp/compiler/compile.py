@@ -17,7 +17,7 @@ from mrp.compiler.collector import paused_collector
 from mrp.compiler.graph import TargetGraph
 from mrp.compiler.load import Memory
 from mrp.compiler.lower import Params, lower, split_part
-from mrp.compiler.pins import check_pins
+from mrp.compiler.pins import check_pins, check_versions
 from mrp.compiler.policy import Subject, check_policy, policy_spec
 from mrp.compiler.requests import Request, matrix_aliases, read_request
 from mrp.compiler.resolve import BUILTIN, Resolved
@@ -70,11 +70,16 @@ def compile_workspace(
     request = read_request(targets, analysis)
     overrides = _overrides(params or {}, analysis)
     order = _ordered(request, analysis)
+    paths = frozenset(path for label in order for path in _paths(label, analysis))
+    # What is refused is refused before a data file is read. Overridden params are no concern of policy.
+    drafts = [task for label in order if (task := analysis.task(label)) is not None]
+    report = check_policy(analysis.workspace, _subjects(drafts, analysis), paths, analysis.problems)
+    check_versions(analysis.workspace, drafts, analysis.problems)
+    analysis.problems.raise_if_any()
     sources = _Sources(root, digests)
-    sources.prepare(path for label in order for path in _paths(label, analysis))
+    sources.prepare(paths)
     tasks = tuple(_final(label, analysis, request, overrides, sources) for label in order)
     check_pins(analysis.workspace, tasks, analysis.problems)
-    report = check_policy(analysis.workspace, _subjects(tasks, analysis), sources.paths, analysis.problems)
     analysis.problems.raise_if_any()
     plan = ir.Plan(
         workspace=analysis.workspace.file.name,
@@ -111,10 +116,6 @@ class _Sources:
     def __init__(self, root: Path, digests: FileDigests) -> None:
         self._root, self._digests = root, digests
         self._known: dict[str, ir.SourceFile] = {}
-
-    @property
-    def paths(self) -> frozenset[str]:
-        return frozenset(self._known)
 
     def prepare(self, paths: Iterable[str]) -> None:
         """Reads all of `paths` in one go; raises SpecError for those that cannot be read."""

@@ -22,6 +22,7 @@ PASSED_OVER = frozenset({"mrp-out", "node_modules", "__pycache__"})
 """Names that are treated as hidden, although no dot starts them."""
 
 _WILD = re.compile(r"[*?\[]")
+_SHOWN_NAMES = 4
 
 
 class GlobError(ValueError):
@@ -84,12 +85,12 @@ class WorkspaceTree:
         """Checks that the symlink `path` leads to a plain file of this workspace; GlobError names it otherwise."""
         target = Path(os.path.realpath(self._root / path))
         if not target.is_relative_to(os.path.realpath(self._root)):
-            message = f"{name!r} takes {path}, a symlink that leads out of the workspace"
+            message = f"`{name}` takes {path}, a symlink that leads out of the workspace"
             raise GlobError(message, "copy the file into the workspace")
         if not target.exists():
-            raise GlobError(f"{name!r} takes {path}, a symlink that leads nowhere")
+            raise GlobError(f"`{name}` takes {path}, a symlink that leads nowhere", "point it at a file, or delete it")
         if not target.is_file():
-            raise GlobError(f"{name!r} names {path}, a symlink to a folder", "symlinked folders are not read")
+            raise GlobError(f"`{name}` names {path}, a symlink to a folder", "symlinked folders are not read")
 
     def leads_to_folder(self, path: str) -> bool:
         """Whether the symlink `path` ends at a folder."""
@@ -117,10 +118,10 @@ def expand(tree: WorkspaceTree, package: str, pattern: str, *, folders: bool = F
 def expand_file(tree: WorkspaceTree, package: str, path: str) -> str:
     """The workspace-relative path of one literal file of `package`; GlobError when it is anything else."""
     if _WILD.search(path):
-        raise GlobError(f"{path!r} must name one file, without wildcards")
+        raise GlobError(f"`{path}` must name one file, without wildcards", "write the file's name")
     expansion = expand(tree, package, path)
     if expansion.roots:
-        raise GlobError(f"{path!r} is a folder where a file is expected")
+        raise GlobError(f"`{path}` is a folder where a file is expected", "name a file in it")
     return expansion.files[0]
 
 
@@ -148,19 +149,19 @@ def _parts(pattern: str) -> list[str]:
     if not pattern:
         raise GlobError("an empty pattern matches nothing", "write `**` for all files of the package")
     if pattern.startswith("/"):
-        raise GlobError(f"{pattern!r} is an absolute path", "write a path relative to the package's folder")
+        raise GlobError(f"`{pattern}` is an absolute path", "write a path relative to the package's folder")
     if "\\" in pattern or "\0" in pattern:
-        raise GlobError(f"{pattern!r} holds a backslash or a NUL", "folders are separated by `/`")
+        raise GlobError(f"`{pattern}` holds a backslash or a NUL", "folders are separated by `/`")
     parts = [part for part in pattern.removesuffix("/").split("/") if part != "."]
     if ".." in parts:
-        raise GlobError(f"{pattern!r} leaves its package with `..`", "take other packages' files through their targets")
+        raise GlobError(f"`{pattern}` leaves its package with `..`", "take other packages' files through their targets")
     if "" in parts or not parts:
-        raise GlobError(f"{pattern!r} has an empty name between slashes")
+        raise GlobError(f"`{pattern}` has an empty name between slashes", "write one `/` between two names")
     for part in parts:
         if "**" in part and part != "**":
-            raise GlobError(f"{pattern!r} has `**` inside a name", "`**` stands alone between slashes")
+            raise GlobError(f"`{pattern}` has `**` inside a name", "`**` stands alone between slashes")
         if "[" in part and "]" not in part[part.index("[") + 2 :]:
-            raise GlobError(f"{pattern!r} has a `[` that is not closed")
+            raise GlobError(f"`{pattern}` has a `[` that is not closed", "write `[[]` for a plain `[`")
     if pattern.endswith("/") and _WILD.search(parts[-1]) and parts[-1] != "**":
         parts.append("**")
     return parts
@@ -190,7 +191,7 @@ class _Walk:
 
     def _any_depth(self, folder: str, rest: list[str]) -> None:
         if not rest and self._folders:
-            raise GlobError(f"{self._pattern!r} ends in `**`", "name the records' folders, as in `tasks/*`")
+            raise GlobError(f"`{self._pattern}` ends in `**`", "name the records' folders, as in `tasks/*`")
         if not rest:
             self._all_below(folder)
             return
@@ -222,14 +223,15 @@ class _Walk:
         if kind is None:
             return
         if kind is EntryKind.LINK and (rest or self._tree.leads_to_folder(path)):
-            raise GlobError(f"{self._pattern!r} names {path}, a symlink to a folder", "symlinked folders are not read")
+            raise GlobError(f"`{self._pattern}` names {path}, a symlink to a folder", "symlinked folders are not read")
         if rest:
             if kind is EntryKind.FOLDER:
                 self.step(path, rest)
         elif kind is EntryKind.FOLDER:
             self._root(path)
         elif self._folders:
-            raise GlobError(f"{self._pattern!r} is a file, but the records of this format are folders")
+            message = f"`{self._pattern}` is a file, but the records of this format are folders"
+            raise GlobError(message, "name the records' folders, as in `tasks/*`")
         else:
             self._take(path, kind, wild=False)
 
@@ -249,7 +251,8 @@ class _Walk:
 
     def _take(self, path: str, kind: EntryKind, *, wild: bool) -> None:
         if kind is EntryKind.OTHER:
-            raise GlobError(f"{self._pattern!r} takes {path}, which is neither a file nor a folder")
+            message = f"`{self._pattern}` takes {path}, which is neither a file nor a folder"
+            raise GlobError(message, "delete it, or narrow the pattern")
         if kind is EntryKind.LINK:
             if wild and self._tree.leads_to_folder(path):
                 return
@@ -265,8 +268,9 @@ def _text(folder: str, name: str) -> str:
     try:
         name.encode()
     except UnicodeEncodeError:
-        shown = os.fsencode(name)
-        raise GlobError(f"the folder {folder or '.'} holds a file whose name is not UTF-8: {shown!r}") from None
+        shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+        message = f"the folder {folder or '.'} holds a file whose name is not UTF-8: {shown}"
+        raise GlobError(message, "rename the file") from None
     return name
 
 
@@ -276,14 +280,20 @@ def _matcher(part: str) -> Callable[[str], re.Match[str] | None]:
 
 
 def _nothing(tree: WorkspaceTree, package: str, pattern: str, parts: list[str], folders: bool) -> GlobError:
-    if any(_WILD.search(part) for part in parts):
-        return GlobError(f"{pattern!r} matches no {'folder' if folders else 'file'}")
-    from mrp.specs.suggest import did_you_mean
+    """Why a pattern takes nothing, with the nearest name, or with what is there instead."""
+    from mrp.specs.suggest import nearest
 
-    folder = package
+    folder, found = package, list[str]()
     for part in parts:
-        names = tree.entries(folder)
-        if part not in names:
-            return GlobError(f"there is no {join(folder, part)}", did_you_mean(part, filter(visible, names)))
+        names = [name for name in tree.entries(folder) if visible(name)]
+        if _WILD.search(part):
+            there = ", ".join(names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
+            hint = f"the folder {folder or '.'} holds {there or 'nothing'}"
+            return GlobError(f"`{pattern}` matches no {'folder' if folders else 'file'}", hint)
+        if part not in tree.entries(folder):
+            near = nearest(part, names)
+            hint = f"did you mean `{'/'.join([*found, near])}`?" if near is not None else ""
+            return GlobError(f"there is no {join(folder, part)}", hint)
         folder = join(folder, part)
-    return GlobError(f"the folder {folder} holds no file")
+        found.append(part)
+    return GlobError(f"the folder {folder} holds no file", "name one that does")

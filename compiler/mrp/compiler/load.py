@@ -11,7 +11,7 @@ from mrp.compiler.globs import BUILD_FILE, EntryKind, GlobError, WorkspaceTree, 
 from mrp.compiler.problems import Problems
 from mrp.compiler.select import has_select, resolve_selects
 from mrp.specs.documents import OperatorFile
-from mrp.specs.errors import Span, SpecError
+from mrp.specs.errors import Diagnostic, Span, SpecError
 from mrp.specs.labels import parse_label
 from mrp.specs.validate import TARGET_NAME, split_build, validate
 from mrp.specs.yaml import Node, node_from_json, node_to_json, parse_yaml, span_at
@@ -137,9 +137,10 @@ class _Loader:
     def _build_file(self, folder: str, node: Node) -> None:
         try:
             parse_label(f"//{folder}:x")
-        except ValueError as error:
-            span = Span(node.span.path, 1, 1, 2)
-            self._problems.add(span, f"the folder `{folder}` cannot be a package: {error}", "rename the folder")
+        except ValueError:
+            message = f"the folder `{folder}` cannot be a package, since its name does not fit into a label"
+            hint = "rename it with letters, digits and _ . + -"
+            self._problems.extend([Diagnostic(Span(node.span.path, 1, 1), message, hint)])
         targets, diagnostics = split_build(node, self._problems.sources)
         self._problems.extend(diagnostics)
         for target in targets:

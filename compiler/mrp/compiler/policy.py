@@ -157,8 +157,13 @@ class _Review:
                 hint = "list the hosts it needs under `allow`, and in the policy's `network`"
                 return [] if "*" in self._policy.network else [Refusal(("network",), "the network is not open", hint)]
             case ir.SandboxTask(network=tuple(hosts)):
+                written = subject.unit.document.model_dump()["network"]["allow"]
                 return [
-                    Refusal(("network",), f"the host {host} is not allowed", f'add "{host}" to the policy\'s `network`')
+                    Refusal(
+                        ("network", "allow", written.index(host)),
+                        f"the host {host} is not allowed",
+                        f'add "{host}" to the policy\'s `network`',
+                    )
                     for host in hosts
                     if not any(fnmatchcase(host, pattern) for pattern in self._policy.network)
                 ]
@@ -345,7 +350,8 @@ def _above(asked: list[tuple[Location, Decimal | None]], most: Decimal, what: st
 
 
 def _not_in(field: str, name: str, location: Location) -> Refusal:
-    return Refusal(location, f"{name} is not among the allowed {field.replace('_', ' ')}", f"the policy's `{field}`")
+    message = f"{name} is not among the allowed {field.replace('_', ' ')}"
+    return Refusal(location, message, f"add it to the policy's `{field}`, or use another")
 
 
 def _label_in(label: str, patterns: list[str], package: str = "") -> bool:

@@ -75,7 +75,10 @@ def _matching(word: Word, pattern: Pattern, graph: TargetGraph, *, files: bool) 
     if pattern.package in packages:
         hint = f"`mrp query //{pattern.package}:all` shows what is there"
         raise QueryError(f"`{word.text}` matches no target", word.column, hint)
-    hint = did_you_mean(pattern.package, packages) or "`mrp query //... --output package` shows the packages"
+    near = nearest(pattern.package, packages)
+    name = "/..." if pattern.below else f":{pattern.name or 'all'}"
+    shown = "`mrp query //... --output package` shows the packages"
+    hint = f"did you mean `//{near}{name}`?" if near is not None else shown
     raise QueryError(f"`{word.text}` matches no package of this workspace", word.column, hint)
 
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from mrp.compiler.analysis import Analysis
 from mrp.compiler.references import BUILDABLE
 from mrp.compiler.resolve import BUILTIN, Resolved
+from mrp.specs.documents import Rollout
 from mrp.specs.errors import UsageError
 from mrp.specs.expectation import with_article
 from mrp.specs.labels import Label, LabelError, Pattern, parse_label, parse_pattern
+from mrp.specs.suggest import nearest
 
 NOT_IN_WILDCARDS = ("produce", "session")
 
@@ -91,8 +93,17 @@ class _Reader:
             message = f"{label} names an item, but {label.target} is {with_article(kind)}"
             raise UsageError(f"{message}; only rollouts have items")
         else:
+            for unit in units:
+                self._check_sample(label, unit)
             items = (parse_label(unit).item(label.record, label.sample) for unit in units)
             self.found.update((str(item), None) for item in items if self._wanted(item))
+
+    def _check_sample(self, label: Label, unit: str) -> None:
+        rollout = self._analysis.resolved[unit].unit.document
+        assert isinstance(rollout, Rollout)
+        if label.sample is not None and label.sample >= rollout.samples:
+            samples = f"{rollout.samples} sample{'' if rollout.samples == 1 else 's'}"
+            raise UsageError(f"there is no {label}: {unit} has {samples} a record, and the first is #0")
 
     def _take_all(self, pattern: Pattern) -> None:
         units = [
@@ -103,8 +114,18 @@ class _Reader:
             and pattern.matches(parse_label(resolved.unit.label))
         ]
         if not units:
-            raise UsageError(f"{pattern.text} matches no target that can be built; `mrp query //...` lists all targets")
+            raise UsageError(self._nothing(pattern))
         self._add(units, wildcard=True)
+
+    def _nothing(self, pattern: Pattern) -> str:
+        """Why a wildcard takes nothing, and the next step."""
+        packages = {target.package for target in self._targets.values()}
+        if not packages:
+            return f"{pattern.text} matches nothing: this workspace has no targets yet; declare them in a BUILD.yaml"
+        near = nearest(pattern.package, packages)
+        if near is not None and pattern.package not in packages and len(pattern.package) > 2:
+            return f"there is no package //{pattern.package}; did you mean `//{near}`?"
+        return f"{pattern.text} matches no target that can be built; `mrp query //...` lists all targets"
 
     def _add(self, units: Iterable[str], *, wildcard: bool) -> None:
         for unit in units:

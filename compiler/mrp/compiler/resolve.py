@@ -12,7 +12,7 @@ from mrp.rules.reducers import REDUCERS
 from mrp.specs.documents import Dataset
 from mrp.specs.expectation import listed, with_article
 from mrp.specs.labels import Label, LabelError, parse_label
-from mrp.specs.suggest import did_you_mean
+from mrp.specs.suggest import did_you_mean, nearest
 
 BUILTIN = "builtin:"
 BUILTINS: Mapping[str, tuple[str, ...]] = {
@@ -60,6 +60,10 @@ class Index:
 
     def has(self, label: Label) -> bool:
         return str(label.target) in self._targets
+
+    def beside(self, label: Label) -> list[str]:
+        """The names of all targets in the package of `label`."""
+        return [known.name for known in self._targets.values() if known.package == label.package]
 
     def may_have(self, label: Label) -> bool:
         """Whether `label` may name a target that could not be read, which is reported where it stands."""
@@ -123,9 +127,9 @@ def _labels(use: LabelUse, unit: Unit, index: Index) -> tuple[str, ...]:
     if index.may_have(label):
         return ()
     if use.kinds == ("reducer",) and text == label.name and not index.has(label):
-        near = did_you_mean(text, REDUCERS)
-        if near:
-            raise LabelError(f"there is no reducer `{text}`", near)
+        near = did_you_mean(text, REDUCERS) or did_you_mean(text, index.beside(label))
+        hint = near or f"mrp brings {', '.join(REDUCERS)}; one of your own is a target of kind reducer"
+        raise LabelError(f"there is no reducer `{text}`", hint)
     if label.record is not None:
         raise LabelError(f"`{use.role}` of {unit.target.label} names one item, {text}", "name the whole target")
     kind = index.kind(index.known(label))
@@ -142,8 +146,10 @@ def _builtin(text: str, use: LabelUse, unit: Unit) -> str:
     name = text.removeprefix(BUILTIN)
     kinds = BUILTINS.get(name)
     if kinds is None:
-        near = did_you_mean(text, (BUILTIN + known for known in BUILTINS))
-        raise LabelError(f"there is no {text}", near or f"there are {', '.join(BUILTIN + known for known in BUILTINS)}")
+        fitting = [known for known, kinds in BUILTINS.items() if not use.kinds or set(use.kinds) & set(kinds)]
+        near = nearest(name, fitting)
+        there = f"mrp brings {', '.join(BUILTIN + known for known in fitting)}" if fitting else "name a target"
+        raise LabelError(f"there is no {text}", f"did you mean `{BUILTIN}{near}`?" if near is not None else there)
     if use.kinds and not set(use.kinds) & set(kinds):
         raise LabelError(_misfit(use, unit, text, kinds), "")
     return text

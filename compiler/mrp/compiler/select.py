@@ -59,7 +59,7 @@ def _choose(branches: Node, chosen: Collection[str], problems: Problems | None) 
     if not matching and DEFAULT in branches.value:
         default: Node = branches.value[DEFAULT]
         return default
-    if problems is None:
+    if problems is None or not branches.value:
         return None
     if matching:
         both = " and ".join(f"`{name}`" for name in matching)

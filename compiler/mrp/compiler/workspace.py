@@ -9,7 +9,7 @@ from mrp.cache.digest import Digest, digest_bytes
 from mrp.compiler.globs import GlobError, WorkspaceTree, expand_file
 from mrp.compiler.problems import Problems
 from mrp.specs.documents import Config, Document, OperatorsLock, PolicyFile, WorkspaceFile
-from mrp.specs.errors import Span, SpecError, UsageError
+from mrp.specs.errors import Span, SpecError, UsageError, safe_relative
 from mrp.specs.suggest import did_you_mean
 from mrp.specs.validate import validate
 from mrp.specs.yaml import Node, key_span_at, parse_yaml, span_at
@@ -116,12 +116,14 @@ def _policy(
     documents: dict[str, Digest],
 ) -> tuple[PolicyFile, str, Node | None]:
     strict = PolicyFile(mrp=1)
-    if file is None or node is None or file.policy is None:
+    named = node.value.get("policy") if node is not None and isinstance(node.value, dict) else None
+    if node is None or named is None or not isinstance(named.value, str):
         return strict, WORKSPACE_FILE, None
     try:
-        path = expand_file(tree, "", file.policy)
+        path = expand_file(tree, "", named.value)
     except GlobError as error:
-        problems.add(span_at(node, ("policy",)), f"policy: {error.message}", error.hint)
+        hint = "move the policy below mrp.yaml" if safe_relative(named.value) is None else error.hint
+        problems.add(named.span, f"`policy`: {error.message}", hint)
         return strict, WORKSPACE_FILE, None
     policy, policy_node = _document(root, path, PolicyFile, problems, documents)
     return policy or strict, path, policy_node

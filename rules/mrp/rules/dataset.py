@@ -114,11 +114,9 @@ class DatasetRule:
             good = all(self._context.values[label].reproducible for label in task.files.outputs)
             return self._files(tree), good
         if task.fetch is not None or (task.generate is not None and task.generate.range is None):
-            settled = self._settled
-            assert settled is not None
-            if settled.result is None or settled.outcome is not Outcome.OK:
-                raise BuildFailed(f"{task.label} {settled.outcome.value}: {settled.reason}")
-            return self._files(settled.result.outputs["files"].digest), settled.result.reproducible
+            assert self._settled is not None, "value() before the action settled"
+            result = needed(self._settled, f"{task.label} {self._settled.outcome.value}")
+            return self._files(result.outputs["files"].digest), result.reproducible
         return {}, all(self._context.value(label, DatasetValue).reproducible for label in task.of)
 
     def _files(self, tree: Digest) -> dict[str, tuple[Digest, bool]]:

@@ -96,11 +96,21 @@ def _harbor_fields(folder: str, files: Mapping[str, tuple[Digest, bool]], store:
     try:
         tables = tomllib.loads(texts[_TASK_FILE], parse_float=_finite)
     except tomllib.TOMLDecodeError as error:
-        raise _FileFault(_TASK_FILE, BadData(f"is not valid TOML: {error}")) from error
+        raise _FileFault(_TASK_FILE, _toml_fault(str(error), texts[_TASK_FILE])) from error
     except (ValueError, ArithmeticError, RecursionError) as error:
         raise _FileFault(_TASK_FILE, BadData(f"cannot be read: {error}")) from error
     fields = {name: (_TASK_FILE, _plain(value)) for name, value in tables.items()}
     return {**fields, "instruction": (_INSTRUCTION_FILE, texts[_INSTRUCTION_FILE])}
+
+
+def _toml_fault(message: str, text: str) -> BadData:
+    """A fault of TOML at the line and column that the parser tells in its message."""
+    words, _, place = message.partition(" (at line ")
+    line, _, column = place.removesuffix(")").partition(", column ")
+    if not (line.isdigit() and column.isdigit()):
+        return BadData(f"is not valid TOML: {message}")
+    source = text.split("\n")[int(line) - 1] if int(line) <= text.count("\n") + 1 else ""
+    return BadData(f"is not valid TOML: {words}", int(line), int(column), source)
 
 
 def _finite(text: str) -> Decimal:

@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date, time
@@ -117,8 +118,12 @@ def _gunzipped(packed: BinaryIO) -> Iterator[bytes]:
         with gzip.open(packed) as stream:
             while part := stream.read(_CHUNK):
                 yield part
-    except (OSError, EOFError, zlib.error) as error:
-        raise BadData(f"cannot be unpacked: {error}") from error
+    except gzip.BadGzipFile as error:
+        raise BadData("cannot be unpacked: it is no gzip file, or a damaged one") from error
+    except EOFError as error:
+        raise BadData("cannot be unpacked: it ends too early") from error
+    except zlib.error as error:
+        raise BadData("cannot be unpacked: it is damaged") from error
 
 
 def _unzstded(packed: BinaryIO) -> Iterator[bytes]:
@@ -158,7 +163,9 @@ def decode_text(data: bytes) -> str:
         start = data.rfind(b"\n", 0, error.start) + 1
         column = len(data[start : error.start].decode("utf-8", "replace")) + 1
         message = f"byte 0x{data[error.start]:02x} is not UTF-8"
-        raise BadData(message, data.count(b"\n", 0, error.start) + 1, column, hint="save the file as UTF-8") from None
+        line, end = data.count(b"\n", 0, error.start) + 1, data.find(b"\n", error.start)
+        source = data[start : end if end >= 0 else len(data)].decode("utf-8", "replace").rstrip("\r")
+        raise BadData(message, line, column, source, "save the file as UTF-8") from None
 
 
 def _jsonl_rows(path: str, data: bytes, faults: Faults) -> Iterator[Row]:
@@ -235,10 +242,12 @@ def _json_value(text: str, position: int) -> tuple[Json, int]:
         raise _at(text, position, "is nested too deeply") from None
     except ArithmeticError:
         raise _at(text, position, "holds a number whose exponent is too large") from None
+    except _NotFinite as fault:
+        raise _at(text, _word_at(text, position, str(fault)), f"{fault} is not a JSON number; {_FINITE}") from None
     except BadData as fault:
         raise _at(text, position, str(fault)) from None
-    except ValueError as error:
-        raise _at(text, position, f"holds a number that is too long: {error}") from None
+    except ValueError:
+        raise _at(text, position, "holds a number that is too long; write it as text") from None
 
 
 def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
@@ -252,8 +261,23 @@ def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     return value
 
 
+class _NotFinite(Exception):
+    """A word that Python reads as a number and JSON does not know."""
+
+
+_FINITE = "write null, or a finite number"
+
+
 def _refuse_constant(word: str) -> Json:
-    raise BadData(f"{word} is not a JSON number; write null, or a finite number")
+    raise _NotFinite(word)
+
+
+def _word_at(text: str, position: int, word: str) -> int:
+    """Where `word` stands first from `position` on, outside of texts in quotes."""
+    for found in re.compile(rf'"(?:[^"\\]|\\.)*"|{re.escape(word)}').finditer(text, position):
+        if found[0] == word:
+            return found.start()
+    return position
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=Decimal, parse_constant=_refuse_constant)

@@ -89,11 +89,9 @@ class ProduceRule:
     def value(self) -> ProducedValue:
         if self._held:
             return ProducedValue("held", {})
-        settled = self._published
-        if settled is None or settled.result is None or settled.outcome is not Outcome.OK:
-            reason = f": {settled.reason}" if settled is not None and settled.reason else ""
-            raise BuildFailed(f"{self._task.label} was not published{reason}")
-        return ProducedValue(str(settled.result.values.get("status", "written")), settled.result.outputs)
+        assert self._published is not None, "value() before the action settled"
+        result = needed(self._published, f"{self._task.label} was not published")
+        return ProducedValue(str(result.values.get("status", "written")), result.outputs)
 
     def _gate_is_open(self) -> bool:
         if self._task.gate is None:

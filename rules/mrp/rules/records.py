@@ -93,7 +93,7 @@ def index_records(
     try:
         views = dataset_views(task)
     except ViewError as error:
-        raise SpecError([Diagnostic(Span(task.label, 1, 1), str(error))]) from error
+        raise SpecError([Diagnostic(Span(task.label, 0, 0), str(error))]) from error
     rows, faults = (
         read_folders(task, sources, store, task.roots if roots is None else roots)
         if task.format in FOLDER_FORMATS
@@ -129,7 +129,7 @@ def concat_records(task: DatasetTask, lists: Sequence[Iterable[Record]]) -> tupl
             if record.id in first:
                 message = f"the id {record.id!r} of {place} is already in {first[record.id][1]}"
                 hint = "rename one, or leave one out with `where` in its own dataset"
-                faults.append(Diagnostic(Span(task.label, 1, 1), message, hint))
+                faults.append(Diagnostic(Span(task.label, 0, 0), message, hint))
             else:
                 first[record.id] = (record, place)
     _raise(task, faults)
@@ -198,7 +198,7 @@ def _named(task: DatasetTask, rows: Sequence[Row], views: Views, faults: list[Di
         try:
             identity = _id(task, row, views)
         except (BadData, ValueError, RecursionError) as error:
-            faults.append(_at(row, _view_fault(error)))
+            faults.append(_at(row, _view_fault(error), getattr(error, "hint", "")))
             continue
         other = first.setdefault(identity, row)
         if other is row:
@@ -223,7 +223,8 @@ def _id(task: DatasetTask, row: Row, views: Views) -> str:
             return canonical_digest(views.public(row))[:_DIGITS_OF_ID]
         identity: Json = row.natural_id
     elif task.id not in row.fields:
-        raise BadData(f"has no field {task.id!r}, which `id` of {task.label} names")
+        hint = did_you_mean(task.id, row.fields)
+        raise BadData(f"has no field {task.id!r}, which `id` of {task.label} names", hint=hint)
     else:
         identity = row.fields[task.id]
     if isinstance(identity, int | Decimal) and not isinstance(identity, bool):

@@ -12,7 +12,7 @@ from mrp.cache.canonical import Json
 from mrp.cache.digest import Digest
 from mrp.cache.store import Entry, Store
 from mrp.rules.action import Action
-from mrp.specs.errors import BuildFailed
+from mrp.specs.errors import BuildFailed, InfraError
 from mrp.specs.ir import Files, OperatorTask, SandboxTask
 from mrp.specs.results import Outcome, Ref, Result
 from mrp.specs.work import Box
@@ -193,6 +193,19 @@ class Rule(Protocol):
     def value(self) -> Value: ...
 
 
+def needed(settled: Settled, problem: str) -> Result:
+    """The result of an action that must come to ok; else raises BuildFailed, or InfraError for the machine's fault.
+
+    `problem` is the error's sentence, to which the reason is added.
+    """
+    if settled.result is not None and settled.outcome is Outcome.OK:
+        return settled.result
+    message = f"{problem}: {settled.reason}" if settled.reason else problem
+    if settled.outcome is Outcome.INFRA_ERROR:
+        raise InfraError(message)
+    raise BuildFailed(message)
+
+
 class OneAction:
     """Base of rules that have a single action; it must come to `ok`."""
 
@@ -208,13 +221,10 @@ class OneAction:
         return iter(())
 
     def result(self) -> Result:
-        """The action's result; raises BuildFailed unless its outcome is ok."""
+        """The action's result; raises BuildFailed or InfraError unless its outcome is ok."""
         settled = self._settled
         assert settled is not None, "value() before the action settled"
-        if settled.result is None or settled.outcome is not Outcome.OK:
-            detail = f": {settled.reason}" if settled.reason else ""
-            raise BuildFailed(f"{self._action.label} {settled.outcome.value}{detail}")
-        return settled.result
+        return needed(settled, f"{self._action.label} {settled.outcome.value}")
 
 
 class NoAction:

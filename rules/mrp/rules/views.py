@@ -314,9 +314,10 @@ def _row_problems(task: DatasetTask, named: Mapping[str, ViewSpec]) -> list[str]
         f"`{name}` of format {task.format} takes field names, not globs" for name, view in named.items() if view.globs
     ]
     if task.starter.fields:
+        field = task.starter.fields[0] if task.starter.fields[0].isidentifier() else "text"
         problems.append(
             "`starter` puts files into /work, and rows have none; "
-            f'make one: starter: {{files: {{main.py: "${{record.{task.starter.fields[0]}}}"}}}}'
+            f'make one: starter: {{files: {{main.py: "${{record.{field}}}"}}}}'
         )
     solution = set(task.solution.fields)
     private = set(task.private.fields) - solution

@@ -130,8 +130,7 @@ def _show(report: "DiffReport", roots: list[str], screen: Screen) -> None:
 
 
 def _check(arguments: argparse.Namespace, screen: Screen) -> int:
-    from mrp.compiler.compile import compile_workspace
-    from mrp.runtime.build import open_state
+    from mrp.runtime.build import compiled_state
     from mrp.runtime.diff import diff_runs
 
     need_targets(arguments)
@@ -139,8 +138,7 @@ def _check(arguments: argparse.Namespace, screen: Screen) -> int:
         raise UsageError(f"--runs {arguments.runs}: comparing needs at least 2")
     root = find_root()
     chosen = build_options(arguments, root)
-    with open_state(chosen) as (store, digests):
-        plan = compile_workspace(root, chosen.targets, config=chosen.config, params=chosen.params, digests=digests).plan
+    with compiled_state(chosen) as (plan, store, _):
         order = [task.label for task in plan.tasks]
         lines: list[list[DigestLine]] = []
         for number in range(1, arguments.runs + 1):

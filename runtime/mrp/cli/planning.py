@@ -28,15 +28,11 @@ class Planned:
 @contextmanager
 def planned(options: "BuildOptions") -> Iterator[Planned]:
     """Compile `options.targets` and decide on every action. Raises what build raises before it executes."""
-    from mrp.compiler.compile import compile_workspace
-    from mrp.runtime.build import _adapted, open_state
+    from mrp.runtime.build import _adapted, compiled_state
     from mrp.runtime.plan_report import report_plan
 
-    with open_state(options) as (store, digests):
-        compiled = compile_workspace(
-            options.root, options.targets, config=options.config, params=options.params, digests=digests
-        )
-        plan = _adapted(compiled.plan, options)
+    with compiled_state(options) as (compiled, store, digests):
+        plan = _adapted(compiled, options)
         planning = _Planning(plan, options, store, digests)
         yield Planned(plan, report_plan(plan, planning.context, store, planning.demand), store)
 

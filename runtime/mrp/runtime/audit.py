@@ -76,10 +76,9 @@ def verify_audit(path: Path) -> int | None:
 
 def _read(path: Path) -> tuple[list[dict[str, Json]], str, int, int | None]:
     """Lines, digest of the last, bytes that they take, and the first broken line's number."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        data = b""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        return [], FIRST, 0, 1
+    data = path.read_bytes() if path.exists() else b""
     lines: list[dict[str, Json]] = []
     head, size = FIRST, 0
     for number, raw in enumerate(data.split(b"\n")[:-1], start=1):

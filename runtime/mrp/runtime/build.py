@@ -12,9 +12,9 @@ from mrp.cache.canonical import Json, canonical_digest
 from mrp.cache.filestats import FileDigests
 from mrp.cache.inflight import InFlight
 from mrp.cache.store import Store
-from mrp.rules.dataset import DatasetRule
 from mrp.rules.rule import DatasetValue, DocumentValue, ProducedValue, RuleContext, Selection, TrialsValue, Value
 from mrp.runtime import money, runs
+from mrp.runtime.beforehand import check_items, read_datasets
 from mrp.runtime.coordinator import Account, Coordinator, Failure, Settings, TaskState
 from mrp.runtime.decide import Demand
 from mrp.runtime.engine.local import LocalEngine
@@ -28,6 +28,7 @@ from mrp.runtime.sandbox.registry import BACKENDS
 from mrp.runtime.sdk_tree import sdk_tree
 from mrp.runtime.secret_values import Secrets
 from mrp.runtime.sources import Sources
+from mrp.runtime.state import state_folder
 from mrp.specs.errors import Diagnostic, PolicyError, Span, SpecError, UsageError
 from mrp.specs.ir import DatasetTask, JobTask, MapTask, Plan, ProduceTask, dependencies, plan_bytes
 from mrp.specs.labels import parse_label
@@ -127,45 +128,49 @@ def cache_root() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "mrp"
 
 
-def state_folder(root: Path) -> Path:
-    """`.mrp` of a workspace."""
-    return root / ".mrp"
-
-
 def build(options: BuildOptions) -> BuildReport:
     """Compile the workspace and run the plan for the requested targets.
 
     Raises SpecError, PolicyError or UsageError before anything is executed or written, CacheError when the cache
     cannot be used.
     """
+    with compiled_state(options) as (plan, store, digests):
+        return run_plan(plan, options, store, digests)
+
+
+@contextmanager
+def compiled_state(options: BuildOptions) -> Iterator[tuple[Plan, Store, FileDigests]]:
+    """The plan of the workspace, with the cache and the memory of file digests.
+
+    The cache is opened, and made, only once the plan is whole: what is refused before leaves nothing behind.
+    """
     from mrp.compiler.compile import compile_workspace
 
-    with open_state(options) as (store, digests):
-        compiled = compile_workspace(
+    _refuse_other_engines(options)
+    with FileDigests.open(state_folder(options.root) / "files.sqlite") as digests:
+        plan = compile_workspace(
             options.root, options.targets, config=options.config, params=options.params, digests=digests
-        )
-        return run_plan(compiled.plan, options, store, digests)
+        ).plan
+        with Store.open(options.cache or cache_root()) as store:
+            yield plan, store, digests
 
 
 @contextmanager
 def open_state(options: BuildOptions) -> Iterator[tuple[Store, FileDigests]]:
-    """The cache and the workspace's memory of file digests, closed again afterwards."""
-    store = Store.open(options.cache or cache_root())
-    try:
-        digests = FileDigests.open(state_folder(options.root) / "files.sqlite")
-        try:
-            yield store, digests
-        finally:
-            digests.flush()
-    finally:
-        store.close()
+    """The cache and the workspace's memory of file digests, closed again afterwards. Raises as `Store.open`."""
+    _refuse_other_engines(options)
+    with (
+        Store.open(options.cache or cache_root()) as store,
+        FileDigests.open(state_folder(options.root) / "files.sqlite") as digests,
+    ):
+        yield store, digests
 
 
 def run_plan(plan: Plan, options: BuildOptions, store: Store, digests: FileDigests) -> BuildReport:
-    """Run a plan. Raises UsageError and PolicyError before anything is executed."""
-    _refuse_other_engines(options)
+    """Run a plan. Raises SpecError, UsageError and PolicyError before anything is executed."""
     plan = _adapted(plan, options)
-    datasets = _read_datasets(plan, options, store)
+    datasets = read_datasets(plan, options.root, store)
+    check_items(plan, datasets, store)
     state = state_folder(options.root)
     runs.sweep_dead_runs(state)
     run = runs.Run(state)
@@ -424,31 +429,6 @@ def _adapted(plan: Plan, options: BuildOptions) -> Plan:
     ]
     requested = tuple(label for label in plan.requested if _task_label(label) in labels)
     return replace(plan, tasks=tuple(tasks), requested=requested)
-
-
-def _read_datasets(plan: Plan, options: BuildOptions, store: Store) -> dict[str, Value]:
-    """Datasets that are files of the workspace, read before anything runs: broken rows refuse the whole build.
-
-    Raises one SpecError with the faults of all of them.
-    """
-    values: dict[str, Value] = {}
-    context = RuleContext(
-        store=store,
-        values=values,
-        host=lambda toolchain: None,
-        import_sources=Sources(options.root, store).bring,
-        sdk=lambda: sdk_tree(store),
-    )
-    faults: list[Diagnostic] = []
-    for task in plan.tasks:
-        if isinstance(task, DatasetTask) and task.files is not None and not task.files.outputs:
-            try:
-                values[task.label] = DatasetRule(task, context).value()
-            except SpecError as error:
-                faults.extend(error.diagnostics)
-    if faults:
-        raise SpecError(faults)
-    return values
 
 
 def _task_label(label: str) -> str:

@@ -12,7 +12,7 @@ from decimal import Decimal
 from enum import Enum
 
 from mrp.cache.digest import ActionKey, Digest
-from mrp.cache.errors import CacheError
+from mrp.cache.errors import CacheError, MissingBlob
 from mrp.cache.inflight import InFlight
 from mrp.cache.store import ActionEntry, Store
 from mrp.rules.action import Action, ActionKind
@@ -222,7 +222,7 @@ class Coordinator:
                 self._open_task(self._tasks[dependent])
 
     def _fail(self, label: str, error: MrpError | CacheError) -> None:
-        if isinstance(error, CacheError):
+        if isinstance(error, MissingBlob):
             self.damaged = True
         exit_code = error.exit_code if isinstance(error, MrpError) else 4
         self._open.pop(label, None)

@@ -4,12 +4,14 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from contextlib import suppress
+from dataclasses import MISSING, dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from mrp.cache.canonical import Json, canonical_text
+from mrp.runtime.state import explained
 
 
 @dataclass(frozen=True)
@@ -119,35 +121,49 @@ def event_json(event: Event) -> Json:
 class EventLog:
     """Appends events to a file, one JSON line each with the time, and hands them to a listener.
 
-    Cached items are handed on but not logged: digests.jsonl names them all.
+    Cached items are handed on but not logged: digests.jsonl names them all. What cannot be written is an InfraError:
+    a build that cannot say what it does must not go on.
     """
 
     path: Path
     listener: Callable[[Event], None] = field(default=lambda _: None)
 
     def __post_init__(self) -> None:
-        self._file = self.path.open("a", encoding="utf-8")
+        with explained(self.path):
+            self._file = self.path.open("a", encoding="utf-8")
         self._lock = threading.Lock()
 
     def emit(self, event: Event) -> None:
-        """Log and hand on one event."""
+        """Log and hand on one event. Raises InfraError."""
         if not (isinstance(event, ItemFinished) and event.cached):
             line = canonical_text({"at": Decimal(str(round(time.time(), 3))), **event_json(event)})
-            with self._lock:
+            with self._lock, explained(self.path):
                 self._file.write(line + "\n")
                 self._file.flush()
         self.listener(event)
 
     def close(self) -> None:
-        self._file.close()
+        # What could not be written was said when it was emitted.
+        with suppress(OSError):
+            self._file.close()
 
 
 def read_events(path: Path) -> list[dict[str, Json]]:
-    """The events of a log; a last line that was cut off by a crash is left out."""
+    """The events of a log; lines that are no events, such as a last one cut off by a crash, are left out."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            found.append(json.loads(line, parse_float=Decimal))
+            event = json.loads(line, parse_float=Decimal)
         except ValueError:
             continue
+        if isinstance(event, dict) and _NEEDED.get(str(event.get("type")), _UNKNOWN) <= event.keys():
+            found.append(event)
     return found
+
+
+_UNKNOWN = frozenset({""})
+_NEEDED = {
+    kind.__name__: frozenset({"at"} | {item.name for item in fields(kind) if item.default is MISSING})
+    for kind in get_args(Event)
+}
+"""What a line of each type must have to be one of ours."""

@@ -16,6 +16,7 @@ from mrp.rules.image import MakeImage
 from mrp.rules.produce import Publish, producer_writes, published_rows
 from mrp.runtime.sandbox.protocol import Backend, Cancelled
 from mrp.runtime.secret_values import Secrets
+from mrp.runtime.state import unwritable
 from mrp.specs.errors import InfraError, MrpError
 from mrp.specs.results import Byproducts, Outcome, Ref, Result, Usage
 from mrp.specs.work import ENGINE
@@ -53,7 +54,7 @@ class Executor:
     on_failure: Callable[[Action, int, str], None]
 
     def execute(self, action: Action) -> Executed:
-        """Try until there is a result or no retry is left. Never raises."""
+        """Try until there is a result or no retry is left. Raises only what `on_failure` does."""
         failures: list[str] = []
         started = time.monotonic()
         while True:
@@ -75,7 +76,8 @@ class Executor:
             except MrpError as error:
                 return Executed(action, Outcome.DENIED, None, str(error), tuple(failures))
             except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
+                reason = str(unwritable(self.workspace, error)) if isinstance(error, OSError) else ""
+                reason = reason or f"{type(error).__name__}: {error}"
                 return Executed(action, Outcome.INFRA_ERROR, None, reason, tuple(failures))
             else:
                 return self._finish(action, attempt, failures, started)

@@ -1,23 +1,46 @@
 """The ledger: for each identity (label, item, kind), the keys and results that it has had, newest last.
 
-A run adds a row only where something changed, so a build with nothing to do writes nothing.
+A run adds a row only where something changed, so a build with nothing to do writes nothing. Each row carries a
+checksum; one that does not match it is not told to anyone.
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
+from blake3 import blake3
+
+from mrp.cache.canonical import canonical_bytes
 from mrp.runtime.runs import DigestLine
+from mrp.runtime.state import explained, make_folder, put_aside
+from mrp.specs.errors import InfraError
+
+_T = TypeVar("_T")
+
+_WAIT_SECONDS = 30
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS history (
     sequence INTEGER PRIMARY KEY,
     label TEXT NOT NULL, item TEXT NOT NULL, kind TEXT NOT NULL,
-    run TEXT NOT NULL, key TEXT NOT NULL, result TEXT NOT NULL, outcome TEXT NOT NULL, executed INTEGER NOT NULL
+    run TEXT NOT NULL, key TEXT NOT NULL, result TEXT NOT NULL, outcome TEXT NOT NULL, executed INTEGER NOT NULL,
+    checksum BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS by_identity ON history (label, item, kind, sequence);
 """
+
+# SQLITE_ERROR is damage, because every statement of ours is right for the schema that we write.
+_DAMAGE = (
+    sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_MISMATCH,
+)
 
 
 @dataclass(frozen=True)
@@ -35,73 +58,123 @@ class Past:
 
 
 class Ledger:
-    """One SQLite file per workspace; it may be deleted, which only forgets history."""
+    """One SQLite file per workspace; it may be deleted, which only forgets history, as damage to it does.
+
+    Every method raises InfraError when the file cannot be used: a full disk, or another process that holds it.
+    """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-        try:
-            self._prepare()
-        except sqlite3.DatabaseError:
-            self._database.close()
-            path.unlink(missing_ok=True)
-            self._database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-            self._prepare()
+        self._path = path
+        self._database: sqlite3.Connection | None = None
+        self._mended(lambda database: None)
 
     def record(self, run: str, lines: Iterable[tuple[DigestLine, bool]]) -> int:
         """Add the (line, executed) pairs whose key or result differs from the newest row; returns how many."""
         lines = list(lines)
-        database = self._database
-        database.execute("BEGIN IMMEDIATE")
-        try:
-            newest = self._newest({line.label for line, _ in lines})
-            rows = [
-                (line.label, line.item, line.kind, run, line.key, line.result, line.outcome, int(executed))
-                for line, executed in lines
-                if newest.get((line.label, line.item, line.kind)) != (line.key, line.result)
-            ]
-            database.executemany(
-                "INSERT INTO history (label, item, kind, run, key, result, outcome, executed) VALUES (?,?,?,?,?,?,?,?)",
-                rows,
-            )
-            database.execute("COMMIT")
-        except BaseException:
-            database.execute("ROLLBACK")
-            raise
-        return len(rows)
+        return self._mended(lambda database: _record(database, run, lines))
 
     def history(self, label: str, item: str, kind: str) -> list[Past]:
         """All that an identity has been, oldest first."""
-        rows = self._database.execute(
-            "SELECT label, item, kind, run, key, result, outcome, executed <> 0 FROM history"
-            " WHERE label = ? AND item = ? AND kind = ? ORDER BY sequence",
-            (label, item, kind),
-        )
-        return [Past(*row) for row in rows]
+        return self._rows("label = ? AND item = ? AND kind = ?", (label, item, kind))
 
     def identities(self, label: str) -> list[tuple[str, str]]:
         """The (item, kind) pairs of a label that the ledger knows, sorted."""
-        rows = self._database.execute(
-            "SELECT DISTINCT item, kind FROM history WHERE label = ? ORDER BY item, kind", (label,)
-        )
-        return [(item, kind) for item, kind in rows]
+        return sorted({(past.item, past.kind) for past in self._rows("label = ?", (label,))})
 
     def close(self) -> None:
-        self._database.close()
+        if self._database is not None:
+            with suppress(sqlite3.Error):
+                self._database.close()
+            self._database = None
 
-    def _newest(self, labels: set[str]) -> dict[tuple[str, str, str], tuple[str, str]]:
-        newest: dict[tuple[str, str, str], tuple[str, str]] = {}
-        for label in labels:
-            rows = self._database.execute(
-                "SELECT item, kind, key, result FROM history WHERE sequence IN"
-                " (SELECT max(sequence) FROM history WHERE label = ? GROUP BY item, kind)",
-                (label,),
-            )
-            for item, kind, key, result in rows:
-                newest[label, item, kind] = (key, result)
-        return newest
+    def _rows(self, where: str, values: tuple[str, ...]) -> list[Past]:
+        sql = f"SELECT {_COLUMNS}, checksum FROM history WHERE {where} ORDER BY sequence"
+        found = self._mended(lambda database: database.execute(sql, values).fetchall())
+        return [Past(*row[:7], row[7] != 0) for row in found if row[8] == _checksum(row[:8])]
 
-    def _prepare(self) -> None:
-        self._database.execute("PRAGMA journal_mode=WAL")
-        self._database.execute("PRAGMA synchronous=NORMAL")
-        self._database.executescript(_SCHEMA)
+    def _mended(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """What `work` gives, on a new ledger when the one that is there is damaged."""
+        try:
+            try:
+                return work(self._connected())
+            except _FAILURES as error:
+                if not _is_damage(error):
+                    raise
+            self._begin_anew()
+            return work(self._connected())
+        except _FAILURES as error:
+            self.close()
+            raise InfraError(
+                f"cannot use {self._path}: {error}; free space, give this user access, or move it away, then build again",
+                retryable=False,
+            ) from error
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._database is None:
+            with explained(self._path):
+                make_folder(self._path.parent)
+            database = sqlite3.connect(self._path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+            self._database = database
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=NORMAL")
+            database.executescript(_SCHEMA)
+        return self._database
+
+    def _begin_anew(self) -> None:
+        self.close()
+        with explained(self._path):
+            # The log goes first: a new ledger must never find the log of an old one.
+            for suffix in ("-wal", "-shm", ""):
+                put_aside(self._path.with_name(self._path.name + suffix))
+
+
+_COLUMNS = "label, item, kind, run, key, result, outcome, executed"
+
+# A damaged schema makes the sqlite3 module fail to decode SQLite's own message.
+_FAILURES = (sqlite3.Error, UnicodeDecodeError)
+
+
+def _is_damage(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _DAMAGE
+
+
+def _record(database: sqlite3.Connection, run: str, lines: list[tuple[DigestLine, bool]]) -> int:
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        newest = _newest(database, {line.label for line, _ in lines})
+        rows = [
+            (line.label, line.item, line.kind, run, line.key, line.result, line.outcome, int(executed))
+            for line, executed in lines
+            if newest.get((line.label, line.item, line.kind)) != (line.key, line.result)
+        ]
+        database.executemany(
+            f"INSERT INTO history ({_COLUMNS}, checksum) VALUES (?,?,?,?,?,?,?,?,?)",
+            [(*row, _checksum(row)) for row in rows],
+        )
+        database.execute("COMMIT")
+    except BaseException:
+        if database.in_transaction:
+            with suppress(sqlite3.Error):
+                database.execute("ROLLBACK")
+        raise
+    return len(rows)
+
+
+def _newest(database: sqlite3.Connection, labels: set[str]) -> dict[tuple[str, str, str], tuple[str, str]]:
+    newest: dict[tuple[str, str, str], tuple[str, str]] = {}
+    for label in labels:
+        rows = database.execute(
+            "SELECT item, kind, key, result FROM history WHERE sequence IN"
+            " (SELECT max(sequence) FROM history WHERE label = ? GROUP BY item, kind)",
+            (label,),
+        )
+        for item, kind, key, result in rows:
+            newest[label, item, kind] = (key, result)
+    return newest
+
+
+def _checksum(row: tuple[Any, ...]) -> bytes | None:
+    try:
+        return blake3(canonical_bytes(list(row))).digest(length=8)
+    except (TypeError, ValueError):
+        return None

@@ -1,12 +1,12 @@
 """mrp-out: links into the read-only store for what was asked for."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from mrp.cache.store import Store
+from mrp.runtime.state import explained, locked, state_folder
 from mrp.specs.labels import parse_label
 from mrp.specs.results import Ref
 
@@ -23,7 +23,8 @@ def output_folder(workspace: Path, label: str) -> Path:
 def publish(workspace: Path, label: str, outputs: Mapping[str, Ref], store: Store) -> Path:
     """Make the label's folder hold links to exactly `outputs`; what is right already is left as it is.
 
-    Two builds of one workspace take turns, so that neither removes what the other is placing.
+    Two builds of one workspace take turns, so that neither removes what the other is placing. Raises InfraError when
+    the links cannot be made, MissingBlob when the store lost what they lead to.
     """
     folder = output_folder(workspace, label)
     wanted: dict[str, str] = {}
@@ -36,23 +37,32 @@ def publish(workspace: Path, label: str, outputs: Mapping[str, Ref], store: Stor
                 wanted[f"{name}/{path}"] = str(store.blob_path(entry.digest))
             elif entry.target is not None:
                 wanted[f"{name}/{path}"] = entry.target
-    with (workspace / ".mrp" / "publish.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        folder.mkdir(parents=True, exist_ok=True)
+    with locked(state_folder(workspace) / "publish.lock"), explained(folder):
+        (workspace / FOLDER).mkdir(exist_ok=True)
+        _make_folder(folder, workspace / FOLDER)
         for name, target in wanted.items():
-            _link(folder / name, target)
+            _link(folder / name, target, folder)
         _remove_others(folder, wanted)
     return folder
 
 
-def _link(path: Path, target: str) -> None:
+def _make_folder(path: Path, top: Path) -> None:
+    """Make a folder below `top`; all there is ours, so what stands in its place is removed."""
+    if path == top or (path.is_dir() and not path.is_symlink()):
+        return
+    _make_folder(path.parent, top)
+    path.unlink(missing_ok=True)
+    path.mkdir(exist_ok=True)
+
+
+def _link(path: Path, target: str, folder: Path) -> None:
     try:
         if path.readlink() == Path(target):
             return
     except OSError:
         if path.is_dir():
             shutil.rmtree(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent, folder)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
@@ -60,10 +70,11 @@ def _link(path: Path, target: str) -> None:
 
 
 def _remove_others(folder: Path, wanted: Mapping[str, str]) -> None:
-    for current, _, files in os.walk(folder, topdown=False):
-        for name in files:
+    for current, folders, files in os.walk(folder, topdown=False):
+        for name in [*files, *folders]:
             path = Path(current, name)
-            if str(path.relative_to(folder)) not in wanted:
+            is_ours = path.is_dir() and not path.is_symlink()
+            if not is_ours and str(path.relative_to(folder)) not in wanted:
                 path.unlink(missing_ok=True)
         if Path(current) != folder and not any(Path(current).iterdir()):
             Path(current).rmdir()

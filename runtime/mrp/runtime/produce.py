@@ -4,8 +4,6 @@ The order is: intent line, write, done line. After a crash at any moment the nex
 again, finds what is already there, and ends in the same state with nothing doubled.
 """
 
-import fcntl
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +14,12 @@ from mrp.cache.canonical import Json, canonical_bytes, canonical_digest, parse_c
 from mrp.cache.digest import Digest
 from mrp.cache.store import Store
 from mrp.runtime.audit import Audit, audit_path, read_audit
-from mrp.runtime.sinks.durable import make_folders
 from mrp.runtime.sinks.files import EMPTY, FilesSink
 from mrp.runtime.sinks.json import JsonCodec
 from mrp.runtime.sinks.parquet import ParquetCodec
 from mrp.runtime.sinks.protocol import Content, Sink
 from mrp.runtime.sinks.rows import RowSink
+from mrp.runtime.state import locked, state_folder
 from mrp.specs.errors import BuildFailed, InfraError, safe_relative
 from mrp.specs.ir import SinkSpec
 from mrp.specs.results import Ref
@@ -46,7 +44,7 @@ def produce(
     Raises BuildFailed when content, path or what is there do not fit, InfraError when the disk fails or the sink's
     type is not part of this version.
     """
-    with _explained(sink), _locked(workspace):
+    with _explained(sink), locked(state_folder(workspace) / "audit" / ".lock"):
         place = open_sink(sink, workspace, label, store)
         audit = read_audit(audit_path(workspace, sink.label))
         identity = _identity(sink, artifact)
@@ -166,19 +164,6 @@ def _place(sink: SinkSpec, workspace: Path) -> Path:
     if path.relative_to(root).parts[0] in _OWN_FOLDERS:
         raise BuildFailed(f"{sink.path} of {sink.label} is in a folder of mrp's own; choose another path")
     return path
-
-
-@contextmanager
-def _locked(workspace: Path) -> Iterator[None]:
-    """One produce at a time in a workspace, over all processes and threads; the lock goes with its holder."""
-    folder = workspace / ".mrp" / "audit"
-    make_folders(folder)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -1,18 +1,23 @@
-"""Runs: one folder each under .mrp/runs, with a lease that the kernel gives up when its process dies."""
+"""Runs: one folder each under .mrp/runs, with a lease that the kernel gives up when its process dies.
+
+run.json carries a checksum and the digest of digests.jsonl, so that a damaged record is told from a right one.
+"""
 
 import fcntl
 import json
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from mrp.cache.canonical import Json, canonical_text
-from mrp.specs.errors import InfraError, UsageError
+from mrp.cache.canonical import Json, canonical_digest, canonical_text
+from mrp.cache.digest import digest_bytes
+from mrp.runtime.sandbox.scratch import remove_folder
+from mrp.runtime.state import explained, make_folder
+from mrp.specs.errors import UsageError
 
 _LEASE = "lease"
 
@@ -42,29 +47,36 @@ class DigestLine:
 
 
 class Run:
-    """A run under way: its folder, scratch space and lease."""
+    """A run under way: its folder, scratch space and lease. Raises InfraError when its files cannot be written."""
 
     def __init__(self, state: Path) -> None:
-        self.run_id = _next_id(state)
-        self.folder = state / "runs" / self.run_id
-        self.scratch = state / "tmp" / self.run_id
-        self.folder.mkdir(parents=True)
-        self.scratch.mkdir(parents=True)
-        self._lease = os.open(self.folder / _LEASE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        fcntl.flock(self._lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with explained(state):
+            make_folder(state / "runs")
+            make_folder(state / "tmp")
+            self.run_id = _next_id(state)
+            self.folder = state / "runs" / self.run_id
+            self.scratch = state / "tmp" / self.run_id
+            self.folder.mkdir()
+            self.scratch.mkdir()
+            self._lease = os.open(self.folder / _LEASE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(self._lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._digests = ""
 
     def write_digests(self, lines: Iterable[DigestLine]) -> None:
         """digests.jsonl, sorted by label, item and kind."""
         ordered = sorted(lines, key=lambda line: (line.label, line.item, line.kind))
-        write_whole(self.folder / "digests.jsonl", "".join(canonical_text(line.to_json()) + "\n" for line in ordered))
+        text = "".join(canonical_text(line.to_json()) + "\n" for line in ordered)
+        write_whole(self.folder / "digests.jsonl", text)
+        self._digests = digest_bytes(text.encode())
 
-    def write_record(self, record: Json) -> None:
-        """run.json."""
-        write_whole(self.folder / "run.json", canonical_text(record) + "\n")
+    def write_record(self, record: dict[str, Json]) -> None:
+        """run.json, after the digests."""
+        sealed = {**record, "digests": self._digests}
+        write_whole(self.folder / "run.json", canonical_text({**sealed, "checksum": canonical_digest(sealed)}) + "\n")
 
     def close(self) -> None:
         """Remove the scratch space and give up the lease."""
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        remove_folder(self.scratch)
         os.close(self._lease)
 
 
@@ -76,15 +88,16 @@ def sweep_dead_runs(state: Path) -> list[Path]:
         return removed
     for folder in scratch.iterdir():
         if not _is_alive(state / "runs" / folder.name):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
             removed.append(folder)
     return removed
 
 
 def list_runs(state: Path) -> list[str]:
-    """Ids of finished and unfinished runs, oldest first."""
+    """Ids of finished and unfinished runs, oldest first; what else stands among them is no run."""
     folder = state / "runs"
-    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(name for name in names if _number(name).isdecimal())
 
 
 def find_run(state: Path, name: str) -> Path:
@@ -103,43 +116,63 @@ def find_run(state: Path, name: str) -> Path:
 
 
 def read_record(folder: Path) -> dict[str, Json]:
-    """A run's run.json; raises UsageError when the run did not get so far."""
+    """A run's run.json; raises UsageError when the run did not get so far, and when the file is damaged."""
+    text = _read(folder, "run.json", "record")
     try:
-        record: dict[str, Json] = json.loads((folder / "run.json").read_text(encoding="utf-8"), parse_float=Decimal)
-    except (OSError, ValueError):
-        raise UsageError(f"run {folder.name} was cut off before it wrote its record; choose another") from None
-    return record
+        record: dict[str, Json] = json.loads(text, parse_float=Decimal)
+        if record.pop("checksum") == canonical_digest(record):
+            return record
+    except (ValueError, TypeError, KeyError, AttributeError):
+        pass
+    raise _damaged(folder, "run.json")
 
 
 def read_digests(folder: Path) -> Iterator[DigestLine]:
-    """The lines of a run's digests.jsonl, in order."""
-    path = folder / "digests.jsonl"
-    if not path.exists():
-        raise UsageError(f"run {folder.name} was cut off before it wrote its digests; choose another")
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield DigestLine(**json.loads(line))
+    """The lines of a run's digests.jsonl, in order; raises UsageError as read_record does."""
+    text = _read(folder, "digests.jsonl", "digests")
+    if digest_bytes(text) != read_record(folder)["digests"]:
+        raise _damaged(folder, "digests.jsonl")
+    for line in text.splitlines():
+        yield DigestLine(**json.loads(line))
+
+
+def _read(folder: Path, name: str, what: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"run {folder.name} was cut off before it wrote its {what}; choose another") from None
+    except OSError:
+        raise _damaged(folder, name) from None
+
+
+def _damaged(folder: Path, name: str) -> UsageError:
+    return UsageError(f"{name} of run {folder.name} is damaged, so what it says is not shown; choose another run")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file so that it is there whole or not at all. Raises InfraError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InfraError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from None
+    with explained(path):
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def _next_id(state: Path) -> str:
     """Numbered, so that runs stay in order whatever the clock does; the rest tells two that start together apart."""
-    newest = max((int(run.partition("-")[0]) for run in list_runs(state)), default=0)
+    newest = max((int(_number(run)) for run in list_runs(state)), default=0)
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     return f"{newest + 1:05d}-{stamp}-{secrets.token_hex(2)}"
+
+
+def _number(run: str) -> str:
+    return run.partition("-")[0]
 
 
 def _is_alive(folder: Path) -> bool:

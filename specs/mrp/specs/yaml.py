@@ -271,7 +271,7 @@ class _Reader:
             if event.anchor not in self._aliases:
                 self._aliases.add(event.anchor)
                 message = f"the alias `*{_shown(event.anchor)}` is not part of the language"
-                self._report(self._span(event), message, "write the value out, here and wherever it stands again")
+                self._report(self._span(event), message, "write the value out")
             return Node(None, self._span(event))
         if event.anchor is not None or event.tag is not None:
             self._refuse_properties(event)

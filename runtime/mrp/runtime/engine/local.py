@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from mrp.rules.action import Action
 from mrp.runtime.execute import Executed
@@ -14,7 +15,8 @@ class LocalEngine:
     def __init__(self, slots: int, execute: Callable[[Action], Executed]) -> None:
         self._execute = execute
         self._submitted: queue.SimpleQueue[Action | None] = queue.SimpleQueue()
-        self._finished: queue.SimpleQueue[Executed | None] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[Executed | BaseException | None] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
         self._slots = slots
         self._threads: list[threading.Thread] = []
 
@@ -27,21 +29,22 @@ class LocalEngine:
         self._submitted.put(action)
 
     def wait(self, timeout: float | None) -> list[Executed]:
-        """All that has finished; blocks for the first one at most `timeout` seconds (None: until there is one)."""
+        """All that has finished; blocks for the first one at most `timeout` seconds (None: until there is one).
+
+        Raises what `execute` raised, once all that finished before has been given.
+        """
         finished: list[Executed] = []
-        try:
-            first = self._finished.get(timeout=timeout)
-        except queue.Empty:
-            return finished
-        if first is not None:
-            finished.append(first)
-        while True:
-            try:
+        with suppress(queue.Empty):
+            item = None if self._failure is not None else self._finished.get(timeout=timeout)
+            while self._failure is None:
+                if isinstance(item, BaseException):
+                    self._failure = item
+                elif item is not None:
+                    finished.append(item)
                 item = self._finished.get_nowait()
-            except queue.Empty:
-                return finished
-            if item is not None:
-                finished.append(item)
+        if self._failure is not None and not finished:
+            raise self._failure
+        return finished
 
     def wake(self) -> None:
         """Make a `wait` under way return."""
@@ -56,4 +59,8 @@ class LocalEngine:
 
     def _work(self) -> None:
         while (action := self._submitted.get()) is not None:
-            self._finished.put(self._execute(action))
+            try:
+                self._finished.put(self._execute(action))
+            except BaseException as error:
+                # A thread that only ended would leave `wait` waiting for ever.
+                self._finished.put(error)

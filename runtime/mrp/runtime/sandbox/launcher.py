@@ -333,7 +333,7 @@ def _make(step: Step, target: str) -> None:
 def _bind(step: Step, target: str) -> None:
     if os.path.isdir(step.source):
         os.makedirs(target, exist_ok=True)
-    else:
+    elif not os.path.lexists(target):
         os.makedirs(os.path.dirname(target), exist_ok=True)
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
     kernel.mount(step.source, target, None, kernel.MS_BIND | kernel.MS_REC)

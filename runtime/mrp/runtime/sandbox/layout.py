@@ -34,7 +34,7 @@ CODE = (OPERATOR_DIR, SDK_DIR)
 _ROOT_FOLDERS = ("/tmp", "/run", "/home", "/opt", "/srv", "/mnt")
 # Root's sandboxes have root's id outside, which may write these although it has no privilege.
 _READ_ONLY_PROC = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "pressure")
-_HIDDEN_PROC = ("kcore", "keys", "key-users", "kmsg", "timer_list", "sched_debug", "latency_stats")
+_HIDDEN_PROC = ("kcore", "keys", "key-users", "timer_list", "sched_debug", "latency_stats")
 _RESOLVER_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/services", "/etc/protocols", "/etc/gai.conf")
 
 
