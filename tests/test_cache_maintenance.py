@@ -5,11 +5,12 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from support.stores import LARGE, SMALL, entry_of, run_python, settle
 
-from mrp.cache.canonical import canonical_text
+from mrp.cache.canonical import action_key, canonical_text
 from mrp.cache.digest import digest_bytes
 from mrp.cache.maintenance import gc, stats, verify
 from mrp.cache.store import Entry, Store
@@ -215,3 +216,16 @@ def test_gc_in_another_process_takes_nothing_from_a_build(store):
     assert store.missing_deep([ref for entry in entries for ref in entry.refs()]) == set()
     settle()
     assert verify(store).ok
+
+
+def test_gc_keeps_what_a_kept_preimage_speaks_of(store):
+    """`why` and replay follow digests in the preimage: a description, and the tree and blob that it names in turn."""
+    tree = store.put_tree({"task.json": Entry("f", store.put_bytes(b"a record"))})
+    script = store.put_bytes(b"print('agent')")
+    base = store.put_bytes(canonical_text({"agent": script, "box": {"view": tree}}).encode())
+    nobody = store.put_bytes(b"named by nothing")
+    key, preimage = action_key({"base": base})
+    store.commit([replace(entry_of(store, "one"), key=key, preimage=preimage)])
+    gc(store, grace_s=-60)
+    assert store.missing_deep([("tree", tree), ("blob", script), ("blob", base)]) == set()
+    assert store.missing([nobody]) == {nobody}

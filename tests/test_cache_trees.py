@@ -236,7 +236,8 @@ def test_paths_that_are_none_are_refused(store, path):
         {"a": Entry("l")},
         {"a": Entry("l", target="")},
         {"a": Entry("l", target="x\0y")},
-        {"a": Entry("t", digest_bytes(b"{}"))},
+        {"a": Entry("t")},
+        {"a": Entry("t", digest_bytes(b"{}")), "a/b": Entry("d")},
         {"a": Entry("?", digest_bytes(b""))},
         {"a": Entry("f", digest_bytes(b"")), "a/b": Entry("f", digest_bytes(b""))},
         {"a": Entry("d"), "a/b/c": Entry("d"), "a/b": Entry("l", target="x")},
@@ -248,6 +249,12 @@ def test_entries_that_no_folder_can_have_are_refused(store, entries):
 
 
 EMPTY = digest_bytes(b"{}")
+
+
+def test_a_stored_tree_can_stand_in_another(store):
+    inner = store.put_tree({"a.txt": Entry("f", store.put_bytes(b"a")), "sub": Entry("d")})
+    outer = store.put_tree({"in/one": Entry("t", inner), "in/two": Entry("t", inner), "b": Entry("l", target="in")})
+    assert list(store.read_tree(outer)) == ["b", "in/one/a.txt", "in/one/sub", "in/two/a.txt", "in/two/sub"]
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_every_verb_has_help(verb: str) -> None:
         (["-C", "nowhere", "build"], "there is no such folder"),
         (["-C"], "needs a folder"),
         (["-q"], "a verb is missing after -q"),
-        (["diff"], "the following arguments are required: old"),
+        (["diff"], "mrp diff needs old"),
         (["schema", "biuld"], "did you mean `build`?"),
     ],
 )

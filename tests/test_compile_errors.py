@@ -314,7 +314,7 @@ def test_a_symlink_out_of_the_workspace_is_named(tmp_path: Path) -> None:
     (tmp_path / "outside").write_text("")
     workspace = Workspace(tmp_path / "w", {"BUILD.yaml": HEAD + "  d: {kind: dataset, srcs: [leak], format: text}\n"})
     (tmp_path / "w/leak").symlink_to("../outside")
-    assert "`srcs` of //:d: `leak` takes leak, a symlink that leads out of the workspace" in workspace.error()
+    assert "`srcs` of //:d: `leak` is a symlink that leads out of the workspace" in workspace.error()
 
 
 @pytest.mark.parametrize(

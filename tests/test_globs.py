@@ -120,7 +120,7 @@ def test_a_symlink_is_read_through_inside_the_workspace_and_refused_outside(tmp_
         expand(WorkspaceTree(root), "p", "leak")
 
     (root / "p/gone").symlink_to("nothing")
-    with pytest.raises(GlobError, match="`gone` takes p/gone, a symlink that leads nowhere"):
+    with pytest.raises(GlobError, match="`gone` is a symlink that leads nowhere"):
         expand(WorkspaceTree(root), "p", "gone")
 
 

@@ -236,9 +236,7 @@ def listener(kind: str, folder: Path) -> Iterator[str]:
 @pytest.mark.parametrize("kind", ["tcp", "udp", "dns", "unix", "abstract"])
 def test_nothing_outside_can_be_reached(bench: Bench, kind: str, tmp_path: Path) -> None:
     with listener(kind, tmp_path) as where:
-        control = subprocess.run(
-            [sys.executable, "-c", REACH, kind, where], capture_output=True, text=True, check=True
-        )
+        control = subprocess.run([sys.executable, "-c", REACH, kind, where], capture_output=True, text=True, check=True)
         assert control.stdout.startswith("reached")
         assert bench.stdout(bench.run("python3", "-c", REACH, kind, where)).startswith("not reached")
         if kind in ("tcp", "udp", "dns"):
@@ -284,7 +282,9 @@ print(json.dumps(found))
 def test_system_calls_that_reach_out_are_refused(bench: Bench) -> None:
     inside = json.loads(bench.stdout(bench.python(CALLS)))
     assert set(inside.values()) == {1}
-    shell = subprocess.run(["unshare", "-Urm", sys.executable, "-c", CALLS], capture_output=True, text=True, check=False)
+    shell = subprocess.run(
+        ["unshare", "-Urm", sys.executable, "-c", CALLS], capture_output=True, text=True, check=False
+    )
     control = json.loads(shell.stdout)
     assert {"unshare", "mount", "clone_user"} <= {name for name, code in control.items() if code == 0}
     assert sum(code != 1 for code in control.values()) >= 6
@@ -366,7 +366,9 @@ print('filled')
 
 def test_what_is_not_a_writable_folder_has_no_room(bench: Bench) -> None:
     payload = "import os, sys\nfor place in sys.argv[1:]:\n    try: os.mkdir(place + '/x'); print('made', place)\n    except OSError: pass"
-    done = bench.run("python3", "-c", payload, "/", "/etc", "/dev", "/run", "/mnt", "/home", "/opt", "/usr", "/proc", "/var")
+    done = bench.run(
+        "python3", "-c", payload, "/", "/etc", "/dev", "/run", "/mnt", "/home", "/opt", "/usr", "/proc", "/var"
+    )
     assert bench.stdout(done) == ""
 
 
@@ -610,7 +612,7 @@ def test_the_walls_stand_for_ordinary_users_too(name: str) -> None:
 
 def as_ordinary_user(name: str, folder: Path) -> dict[str, object]:
     bench = make_bench(name, folder)
-    who = bench.run("sh", "-c", 'echo $(id -u) $(pwd)')
+    who = bench.run("sh", "-c", "echo $(id -u) $(pwd)")
     source = "import mrp.sdk\nclass Op(mrp.sdk.Agent):\n    def run(self, task, ctx): pass"
     files = {TASK: {"record.json": "{}"}}
     # Without a control group to ask, only what is seen to stand at the limit is known to have hit it.

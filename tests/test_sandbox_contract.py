@@ -77,7 +77,9 @@ def test_a_log_is_cut_at_16_mib_and_says_so(bench: Bench) -> None:
 
 
 def test_usage_is_measured(bench: Bench) -> None:
-    done = bench.python("import time\nx = bytearray(60 * 2**20)\nt = time.process_time()\nwhile time.process_time() < t + 0.3: pass")
+    done = bench.python(
+        "import time\nx = bytearray(60 * 2**20)\nt = time.process_time()\nwhile time.process_time() < t + 0.3: pass"
+    )
     assert done.wall_s >= Decimal("0.3")
     assert done.cpu_s >= Decimal("0.25")
     assert done.max_rss >= 60 * 2**20
@@ -175,7 +177,9 @@ def test_inputs_and_the_system_are_read_only(walled: Bench) -> None:
 
 
 def test_tmp_and_shared_memory_can_be_written_and_are_empty(walled: Bench) -> None:
-    done = walled.run("sh", "-c", "ls -A /tmp /var/tmp /dev/shm; echo x > /tmp/x && echo y > /dev/shm/y && cat /var/tmp/x")
+    done = walled.run(
+        "sh", "-c", "ls -A /tmp /var/tmp /dev/shm; echo x > /tmp/x && echo y > /dev/shm/y && cat /var/tmp/x"
+    )
     assert done.exit_code == 0
     assert "x\n" in walled.stdout(done)
 
@@ -257,7 +261,10 @@ def test_python_operators_find_the_same_as_commands(walled: Bench) -> None:
     look = "import os, sys, json; d = dict(os.environ); d.pop('MRP_ENTRY', 0); d.pop('MRP_ROLE', 0); "
     look += "facts = dict(env=d, cwd=os.getcwd(), root=sorted(os.listdir('/')), uid=os.getuid(), umask=os.umask(18),"
     look += " fds=len(os.listdir('/proc/self/fd')), hash=hash('a'), python=sys.version, flags=str(sys.flags.dont_write_bytecode))"
-    operator = look + "\nimport mrp.sdk\nclass Op(mrp.sdk.Agent):\n    def run(self, task, ctx):\n        json.dump(facts, open('/out/facts', 'w'))"
+    operator = (
+        look
+        + "\nimport mrp.sdk\nclass Op(mrp.sdk.Agent):\n    def run(self, task, ctx):\n        json.dump(facts, open('/out/facts', 'w'))"
+    )
     command = look + "\njson.dump(facts, open('/out/facts', 'w'))"
     files = {TASK: {"record.json": "{}"}, WORK: {"a": "b"}}
     from mrp.specs.work import OPERATOR_DIR, SDK_DIR
@@ -474,12 +481,16 @@ def test_copies_scripts_and_other_ways_are_not_executed_either(walled: Bench) ->
         done = walled.run("sh", "-c", attempt, box=box, files={TASK: {"s*": "#!/bin/sh\necho ran\n"}})
         assert done.exit_code in (126, 127), attempt
         assert walled.stdout(done) == "", attempt
-    free = walled.run("sh", "-c", "cp /usr/bin/id /work/id; /work/id -u; /task/s", files={TASK: {"s*": "#!/bin/sh\necho ran\n"}})
+    free = walled.run(
+        "sh", "-c", "cp /usr/bin/id /work/id; /work/id -u; /task/s", files={TASK: {"s*": "#!/bin/sh\necho ran\n"}}
+    )
     assert walled.stdout(free) == "1000\nran\n"
 
 
 def test_programs_in_memory_are_not_executed_either(walled: Bench) -> None:
-    source = "import os\nf = os.memfd_create('x')\nos.write(f, open('/usr/bin/id', 'rb').read())\nos.execve(f, ['id'], {})"
+    source = (
+        "import os\nf = os.memfd_create('x')\nos.write(f, open('/usr/bin/id', 'rb').read())\nos.execve(f, ['id'], {})"
+    )
     done = walled.python(source, box=walled.box(allow=("python3",)))
     assert done.exit_code == 1
     assert "Operation not permitted" in walled.stderr(done)

@@ -6,6 +6,7 @@ is at work keeps what it needs.
 
 import fcntl
 import os
+import re
 import shutil
 import sqlite3
 import time
@@ -17,15 +18,16 @@ from pathlib import Path
 from mrp.cache.actions import ActionEntry
 from mrp.cache.canonical import Json
 from mrp.cache.digest import ActionKey, Digest
-from mrp.cache.errors import CacheError, explained
+from mrp.cache.errors import CacheError, TreeError, explained
 from mrp.cache.inventory import action_entries, blob_files, listed
 from mrp.cache.store import Store
-from mrp.cache.trees import closure
+from mrp.cache.trees import closure, decode_node
 
 GRACE_SECONDS = 24 * 3600
 """What was put or used within this time is never dropped: a build that still runs may count on it."""
 
 _PAGE = 500
+_MAX_DESCRIPTION = 2**20
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class _Marks:
     sizes: dict[Digest, int]
     kept: set[Digest] = field(default_factory=set)
     whole_trees: set[Digest] = field(default_factory=set)
+    described: dict[Digest, list[tuple[str, Digest]]] = field(default_factory=dict)
     bytes: int = 0
     last_id: int = 0
 
@@ -111,9 +114,31 @@ class _Marks:
         """Mark what these references need."""
         self.add(*self.needed(refs))
 
+    def refs_of(self, entry: ActionEntry) -> list[tuple[str, Digest]]:
+        """What an entry needs: its outputs, its logs, and what its preimage names, which explains and replays it."""
+        preimage = self.store.preimage(entry.key) or b""
+        return [*entry.refs(), *(("blob", digest) for digest in entry.extra), *self._named(preimage)]
 
-def _all_refs(entry: ActionEntry) -> list[tuple[str, Digest]]:
-    return [*entry.refs(), *(("blob", digest) for digest in entry.extra)]
+    def _named(self, text: bytes) -> Iterator[tuple[str, Digest]]:
+        """Stored things whose digests stand in `text`, and in the descriptions that these are."""
+        for name in dict.fromkeys(re.findall(rb"[0-9a-f]{64}", text)):
+            digest = Digest(name.decode())
+            if digest in self.sizes:
+                if digest not in self.described:
+                    self.described[digest] = list(self._described(digest))
+                yield from self.described[digest]
+
+    def _described(self, digest: Digest) -> Iterator[tuple[str, Digest]]:
+        small = self.sizes[digest] <= _MAX_DESCRIPTION
+        data = self.store.get_many([digest]).get(digest, b"") if small else b""
+        try:
+            decode_node(data, digest)
+        except TreeError:
+            yield "blob", digest
+            if data.startswith(b"{"):
+                yield from self._named(data)
+        else:
+            yield "tree", digest
 
 
 def _choose(
@@ -133,7 +158,7 @@ def _choose(
             entry = entries.get(key)
             if entry is None:
                 continue
-            objects, blobs = marks.needed(_all_refs(entry))
+            objects, blobs = marks.needed(marks.refs_of(entry))
             size = marks.size((objects | blobs) - marks.kept)
             full = full or (max_bytes is not None and marks.bytes + size > max_bytes)
             if used < cutoff and (full or used < oldest):
@@ -174,9 +199,9 @@ def _drop_rows(store: Store, marks: _Marks, dropped: dict[ActionKey, int], cutof
         if names is not None:
             return names
         for entry in store.actions.lookup(list(spared - set(dropped)), mark=False).values():
-            marks.add_refs(_all_refs(entry))
+            marks.add_refs(marks.refs_of(entry))
         for entry, number in action_entries(store, after=marks.last_id):
-            marks.add_refs(_all_refs(entry))
+            marks.add_refs(marks.refs_of(entry))
             marks.last_id = number
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mrp.cache.digest import ActionKey
 from mrp.cache.errors import CacheError, explained
+from mrp.cache.layout import Layout
 
 _FLOCK = struct.Struct("@hhqqi0q")
 
@@ -25,7 +26,7 @@ class InFlight:
         """Open the lock file of the cache in `root`. Raises CacheError."""
         self._root = root
         with explained(root):
-            self._descriptor = os.open(root / "inflight", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._descriptor = Layout(root).open_lock(root / "inflight")
         self._lock = threading.Lock()
         self._held: set[ActionKey] = set()
 

@@ -11,7 +11,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mrp.cache.digest import Digest, parse_digest
@@ -153,12 +153,19 @@ class Layout:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the cache's lock file: for creation, recovery and gc, never for reading, putting or committing."""
-        descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = self.open_lock(self.lock)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
+
+    def open_lock(self, path: Path) -> int:
+        """Open a file that is only locked, never read; what is no plain file in its place is put aside."""
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(path.lstat().st_mode):
+                self.put_aside(path)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
 
 
 def is_digest_name(name: str) -> bool:

@@ -25,7 +25,7 @@ MAX_ENTRIES = 20_000_000
 class Entry(NamedTuple):
     """One name in a tree. Files (f, x) and sub-trees (t) have a digest, symlinks (l) a target.
 
-    The flat view names every file by its path; there d is an empty folder, and t does not occur.
+    The flat view that is read names every file by its path; there d is an empty folder, and t does not occur.
     """
 
     kind: Kind
@@ -98,13 +98,11 @@ def _check_entry(name: str, entry: Entry) -> None:
 def put_flat(entries: Mapping[str, Entry], put: PutBytes) -> Digest:
     """Store the tree objects of a flat view and give the root's digest.
 
-    Folders that a path needs need no entry of their own. Raises TreeError for bad paths and for a path that is both a
-    file and a folder.
+    Folders that a path needs need no entry of their own; a path of kind t is a whole tree that is stored already.
+    Raises TreeError for bad paths and for a path that is a folder and something else, or a folder twice.
     """
     folders: dict[tuple[str, ...], Node] = {(): {}}
     for path, entry in entries.items():
-        if entry.kind == "t":
-            raise TreeError(f"The entry {path!r} is a sub-tree; a flat view names files, symlinks and empty folders.")
         *parents, name = path.split("/")
         if len(parents) >= MAX_DEPTH:
             raise TreeError(f"{path[:80]!r}... lies deeper than {MAX_DEPTH} folders.")

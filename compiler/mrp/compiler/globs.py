@@ -84,11 +84,12 @@ class WorkspaceTree:
     def file_behind(self, path: str, name: str) -> None:
         """Checks that the symlink `path` leads to a plain file of this workspace; GlobError names it otherwise."""
         target = Path(os.path.realpath(self._root / path))
+        literal = path == name or path.endswith(f"/{name}")
+        link = f"`{name}` is a symlink" if literal else f"`{name}` takes {path}, a symlink"
         if not target.is_relative_to(os.path.realpath(self._root)):
-            message = f"`{name}` takes {path}, a symlink that leads out of the workspace"
-            raise GlobError(message, "copy the file into the workspace")
+            raise GlobError(f"{link} that leads out of the workspace", "copy the file into the workspace")
         if not target.exists():
-            raise GlobError(f"`{name}` takes {path}, a symlink that leads nowhere", "point it at a file, or delete it")
+            raise GlobError(f"{link} that leads nowhere", "point it at a file, or delete it")
         if not target.is_file():
             raise GlobError(f"`{name}` names {path}, a symlink to a folder", "symlinked folders are not read")
 

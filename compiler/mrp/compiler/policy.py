@@ -21,12 +21,17 @@ from mrp.compiler.workspace import Workspace
 from mrp.rules.globs import parse_glob
 from mrp.specs import documents, ir
 from mrp.specs.documents import PolicyFile
-from mrp.specs.expressions import parse_expression
+from mrp.specs.expectation import document_fields
+from mrp.specs.expressions import ExpressionError, parse_condition, parse_expression
 from mrp.specs.labels import parse_label, parse_patterns
 from mrp.specs.quantity import size_text
+from mrp.specs.suggest import did_you_mean
 from mrp.specs.yaml import Node, span_at
 
 PINNED = "@sha256:"
+_RULE_FIELDS = ("kind", "label", "package", "name")
+"""What a user's rule sees beside the fields of a target."""
+
 OWN_FOLDERS = (".mrp", "mrp-out", ".git")
 """Where no sink may write, whatever the policy says."""
 
@@ -87,13 +92,22 @@ def check_policy_file(workspace: Workspace, problems: Problems) -> None:
         if text.startswith(("//", ":"))
     ]
     checks += [(("sink_paths", number), parse_glob, text) for number, text in enumerate(policy.sink_paths)]
-    checks += [(("rules", number, "deny"), parse_expression, rule.deny) for number, rule in enumerate(policy.rules)]
+    checks += [(("rules", number, "deny"), _parse_deny, rule.deny) for number, rule in enumerate(policy.rules)]
     for location, parse, text in checks:
         try:
             parse(text)
         except ValueError as error:
             message, hint = getattr(error, "message", str(error)), getattr(error, "hint", "")
             problems.add(span_at(node, location), f"`{location[0]}` of the policy: {message}", hint)
+
+
+def _parse_deny(text: str) -> None:
+    """Refuses what would never be true: a rule that is no condition, or asks for a field that no target has."""
+    known = {*_RULE_FIELDS, *(field for kind in documents.KINDS.values() for field in document_fields(kind))}
+    for path in sorted(parse_condition(text).paths()):
+        if path[0] not in known:
+            hint = did_you_mean(path[0], known) or "a rule sees the fields of targets, kind, label, package and name"
+            raise ExpressionError(f"no target has a field `{path[0]}`", 1, hint)
 
 
 def policy_spec(policy: PolicyFile) -> ir.PolicySpec:
@@ -332,7 +346,7 @@ def _denier(rule: documents.PolicyRule) -> Callable[[Subject], Iterable[Refusal]
     def check(subject: Subject) -> list[Refusal]:
         unit = subject.unit
         fields = unit.document.model_dump(by_alias=True)
-        known = {"kind": unit.kind, "label": unit.label, "package": unit.package, "name": unit.target.name}
+        known = dict(zip(_RULE_FIELDS, (unit.kind, unit.label, unit.package, unit.target.name), strict=True))
         if not expression.holds({**fields, **known}):
             return []
         place = next((path[:1] for path in sorted(expression.paths()) if path[0] in unit.node.key_spans), ())

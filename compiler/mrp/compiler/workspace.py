@@ -12,7 +12,7 @@ from mrp.specs.documents import Config, Document, OperatorsLock, PolicyFile, Wor
 from mrp.specs.errors import Span, SpecError, UsageError, safe_relative
 from mrp.specs.suggest import did_you_mean
 from mrp.specs.validate import validate
-from mrp.specs.yaml import Node, key_span_at, parse_yaml, span_at
+from mrp.specs.yaml import Node, key_span_at, parse_yaml
 
 WORKSPACE_FILE = "mrp.yaml"
 LOCK_FILE = "operators.lock"
@@ -56,14 +56,14 @@ def open_workspace(root: Path, problems: Problems) -> Workspace:
     """Reads mrp.yaml and the documents that it names; what is wrong goes to `problems`, with defaults in its place."""
     tree = WorkspaceTree(root)
     documents: dict[str, Digest] = {}
-    file, node = _document(root, WORKSPACE_FILE, WorkspaceFile, problems, documents)
+    file, node = _document(tree, root, WORKSPACE_FILE, WorkspaceFile, problems, documents)
     if file is not None and node is not None and "default" in file.configs:
         span = key_span_at(node, ("configs", "default")) or node.span
         problems.add(span, "a config cannot be called `default`", "in `select`, default is what no config matches")
     policy, policy_path, policy_node = _policy(tree, root, file, node, problems, documents)
     lock, lock_node = None, None
-    if (root / LOCK_FILE).exists():
-        lock, lock_node = _document(root, LOCK_FILE, OperatorsLock, problems, documents)
+    if LOCK_FILE in tree.entries(""):
+        lock, lock_node = _document(tree, root, LOCK_FILE, OperatorsLock, problems, documents)
     file = file or WorkspaceFile(mrp=1, name="")
     return Workspace(root, file, policy, policy_path, policy_node, lock, lock_node, tree, documents)
 
@@ -97,8 +97,18 @@ _D = TypeVar("_D", bound=Document)
 
 
 def _document(
-    root: Path, path: str, model: type[_D], problems: Problems, documents: dict[str, Digest]
+    tree: WorkspaceTree,
+    root: Path,
+    path: str,
+    model: type[_D],
+    problems: Problems,
+    documents: dict[str, Digest],
 ) -> tuple[_D | None, Node | None]:
+    try:
+        expand_file(tree, "", path)
+    except GlobError as error:
+        problems.add(Span(path, 1, 1), error.message, error.hint)
+        return None, None
     node = read_document(root, path, problems, documents)
     if node is None:
         return None, None
@@ -125,5 +135,5 @@ def _policy(
         hint = "move the policy below mrp.yaml" if safe_relative(named.value) is None else error.hint
         problems.add(named.span, f"`policy`: {error.message}", hint)
         return strict, WORKSPACE_FILE, None
-    policy, policy_node = _document(root, path, PolicyFile, problems, documents)
+    policy, policy_node = _document(tree, root, path, PolicyFile, problems, documents)
     return policy or strict, path, policy_node

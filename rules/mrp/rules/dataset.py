@@ -13,8 +13,7 @@ from mrp.rules.conclude import byproducts_of, failure_reason, file_digest, outco
 from mrp.rules.fetching import fetch_preimage
 from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk
 from mrp.rules.records import Record, concat_records, dataset_meta, index_records, read_index, write_index
-from mrp.rules.rule import DatasetValue, OperatorValue, RuleContext, SandboxValue, Settled
-from mrp.specs.errors import BuildFailed
+from mrp.rules.rule import DatasetValue, OperatorValue, RuleContext, SandboxValue, Settled, needed
 from mrp.specs.ir import DatasetTask, FetchSpec, Files, GenerateSpec, task_json
 from mrp.specs.results import Outcome, Ref, Result
 from mrp.specs.work import ENGINE, OUT, WORK, Completed, Mount, Process

@@ -20,6 +20,7 @@ from mrp.rules.rule import (
     SandboxValue,
     Settled,
     TrialsValue,
+    needed,
 )
 from mrp.specs.errors import BuildFailed
 from mrp.specs.expressions import parse_expression

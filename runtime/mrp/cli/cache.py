@@ -16,13 +16,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
+    max_age, max_bytes = _bounds(arguments)
     store = open_store()
     try:
         if arguments.what == "stats":
             return _stats(store, screen)
         if arguments.what == "verify":
             return _verify(store, screen)
-        return _gc(store, arguments, screen)
+        return _gc(store, max_age, max_bytes, screen)
     finally:
         store.close()
 
@@ -67,14 +68,21 @@ def _verify(store: Any, screen: Screen) -> int:
     return 0 if report.ok else 1
 
 
-def _gc(store: Any, arguments: argparse.Namespace, screen: Screen) -> int:
-    from mrp.cache.maintenance import gc
-
+def _bounds(arguments: argparse.Namespace) -> tuple[float, int | None]:
+    """Seconds of --max-age and bytes of --max-size; raises UsageError."""
     try:
         max_age = float(parse_duration(arguments.max_age))
-        max_bytes = None if arguments.max_size is None else parse_size(arguments.max_size)
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"--max-age: {error}") from None
+    try:
+        return max_age, None if arguments.max_size is None else parse_size(arguments.max_size)
+    except ValueError as error:
+        raise UsageError(f"--max-size: {error}") from None
+
+
+def _gc(store: Any, max_age: float, max_bytes: int | None, screen: Screen) -> int:
+    from mrp.cache.maintenance import gc
+
     report = gc(store, keep=_plans_of_runs(), max_age_s=max_age, max_bytes=max_bytes)
     if screen.json:
         screen.document(report.to_json())

@@ -1,6 +1,7 @@
 """`mrp compile` writes a plan; `mrp run` executes one without any YAML."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,9 @@ def _read(path: Path) -> "Plan":
         return parse_plan(file.read_bytes())
     except FileNotFoundError:
         raise UsageError(f"{file} is not there; write it with mrp compile //some:target -o {path}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
+        reason = f"it is not JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UsageError(f"{file} is no plan that this version can read: {reason}") from None
+    except (KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"{file} is no plan that this version can read: {reason}") from None

@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     changed = []
     for path in _files([Path(word) for word in arguments.paths] or [root]):
         text = path.read_bytes()
-        tidied = tidy(text, str(path))
+        tidied = tidy(text, os.path.relpath(path))
         if tidied != text:
             changed.append(os.path.relpath(path))
             if not arguments.check:

@@ -65,11 +65,28 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         found = re.match(r"unrecognized arguments: (\S+)", message)
         if found is None:
-            raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
+            raise UsageError(f"{self.prog}{_in_words(message) or f': {message}; see {self.prog} --help'}")
         word = found[1].split("=", 1)[0].removeprefix(_MARK)
         if word.startswith("-"):
             raise UsageError(f"{self.prog} has no flag {word}{nearest(word, self._option_string_actions, self.prog)}")
         raise UsageError(f"{self.prog} does not know what to do with {word!r}; see {self.prog} --help")
+
+
+def _in_words(message: str) -> str:
+    """What argparse says about an argument, in words that every Python has, to follow the verb; "" for the rest."""
+    missing = re.match(r"the following arguments are required: (.*)", message)
+    if missing:
+        return f" needs {missing[1]}"
+    found = re.match(r"argument (\S+): (.*)", message)
+    if not found:
+        return ""
+    if found[2] == "expected one argument":
+        return f": {found[1]} needs a value after it"
+    choice = re.match(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", found[2])
+    if choice:
+        choices = choice[2].replace("'", "").split(", ")
+        return f" does not know `{choice[1]}`; {did_you_mean(choice[1], choices) or 'write ' + ' or '.join(choices)}"
+    return f": {found[1]}: {found[2]}"
 
 
 def read(argv: Sequence[str]) -> argparse.Namespace:

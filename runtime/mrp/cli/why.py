@@ -59,6 +59,9 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     root = find_root()
     state = state_folder(root)
     target, item = split_label(arguments.label, root)
+    never = f"{where(target, item or '')} was never built, so there is nothing to compare; build it first"
+    if not (state / "ledger.sqlite").exists():
+        raise UsageError(never)
     ledger = Ledger(state / "ledger.sqlite")
     try:
         answer = None
@@ -69,7 +72,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     finally:
         ledger.close()
     if answer is None:
-        raise UsageError(f"{where(target, item or '')} was never built, so there is nothing to compare; build it first")
+        raise UsageError(never)
     if screen.json:
         screen.document(
             {

@@ -56,7 +56,8 @@ def check_items(plan: Plan, datasets: Mapping[str, Value], store: Store) -> None
                 record = parse_label(label).record
                 assert record is not None
                 if record not in known:
-                    hint = did_you_mean(record, known) or f"it has {len(known)} record{'' if len(known) == 1 else 's'}"
+                    near = did_you_mean(record, known) if len(record) > 2 else ""
+                    hint = near or f"it has {len(known)} record{'' if len(known) == 1 else 's'}"
                     raise UsageError(f"there is no {label}: {dataset} has no record `{record}`; {hint}")
 
 

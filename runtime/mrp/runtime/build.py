@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from mrp.cache.canonical import Json, canonical_digest
+from mrp.cache.errors import MissingBlob
 from mrp.cache.filestats import FileDigests
 from mrp.cache.inflight import InFlight
 from mrp.cache.store import Store
@@ -29,8 +30,8 @@ from mrp.runtime.sdk_tree import sdk_tree
 from mrp.runtime.secret_values import Secrets
 from mrp.runtime.sources import Sources
 from mrp.runtime.state import state_folder
-from mrp.specs.errors import Diagnostic, PolicyError, Span, SpecError, UsageError
-from mrp.specs.ir import DatasetTask, JobTask, MapTask, Plan, ProduceTask, dependencies, plan_bytes
+from mrp.specs.errors import Diagnostic, PolicyError, Span, UsageError
+from mrp.specs.ir import JobTask, MapTask, Plan, ProduceTask, dependencies, plan_bytes
 from mrp.specs.labels import parse_label
 from mrp.specs.results import Ref
 from mrp.specs.work import ISOLATION
@@ -169,8 +170,7 @@ def open_state(options: BuildOptions) -> Iterator[tuple[Store, FileDigests]]:
 def run_plan(plan: Plan, options: BuildOptions, store: Store, digests: FileDigests) -> BuildReport:
     """Run a plan. Raises SpecError, UsageError and PolicyError before anything is executed."""
     plan = _adapted(plan, options)
-    datasets = read_datasets(plan, options.root, store)
-    check_items(plan, datasets, store)
+    datasets = _read_beforehand(plan, options, store)
     state = state_folder(options.root)
     runs.sweep_dead_runs(state)
     run = runs.Run(state)
@@ -243,8 +243,7 @@ class _Building:
         walls = [cap for _, cap in money.Money(accounts, members).wall_caps()]
         wall = min([self._plan.policy.max_wall, *walls])
         for _ in range(_MOST_PASSES):
-            self._account.failures.clear()
-            self._account.failed.clear()
+            self._account.begin_pass()
             for account in accounts:
                 account.estimate_usd = account.spent_usd
             coordinator = Coordinator(
@@ -268,10 +267,25 @@ class _Building:
                 account=self._account,
             )
             coordinator.run()
-            if not coordinator.damaged or self._options.interrupt.level:
-                break
+            lost = self._publish(coordinator)
+            if self._options.interrupt.level or not (coordinator.damaged or lost):
+                return coordinator
             self._log.emit(Warned("stored data was lost or damaged; what depends on it is made again"))
+            self._datasets = _read_beforehand(self._plan, self._options, self._store)
+        if lost is not None:
+            raise lost
         return coordinator
+
+    def _publish(self, coordinator: Coordinator) -> MissingBlob | None:
+        """Show what was asked for under mrp-out; gives what the store turned out to have lost of it."""
+        for label in _reported(self._plan):
+            value = coordinator.values.get(label)
+            try:
+                if value is not None and value.outputs:
+                    publish(self._options.root, label, value.outputs, self._store)
+            except MissingBlob as error:
+                return error
+        return None
 
     def _context(self, values: Mapping[str, Value]) -> RuleContext:
         from mrp.runtime.images.host import describe_host
@@ -321,9 +335,6 @@ class _Building:
         targets = {label: self._target(label, coordinator) for label in _reported(self._plan)}
         targets |= {label: _group(members, targets) for label, members in _groups(self._plan, targets).items()}
         status, exit_code, reason = self._status(targets)
-        for label, target in targets.items():
-            if target.outputs:
-                publish(self._options.root, label, target.outputs, self._store)
         lines = self._account.lines
         self._run.write_digests(line for line, _ in lines.values())
         ledger = Ledger(self._state / "ledger.sqlite")
@@ -433,6 +444,22 @@ def _adapted(plan: Plan, options: BuildOptions) -> Plan:
 
 def _task_label(label: str) -> str:
     return label.partition("[")[0]
+
+
+def _read_beforehand(plan: Plan, options: BuildOptions, store: Store) -> dict[str, Value]:
+    """The datasets that need no action, once the items that were asked for are known to be among them.
+
+    What is found damaged on the way is put aside by the store, so the next attempt makes it again.
+    """
+    for attempt in range(_MOST_PASSES):
+        try:
+            datasets = read_datasets(plan, options.root, store)
+            check_items(plan, datasets, store)
+            return datasets
+        except MissingBlob:
+            if attempt == _MOST_PASSES - 1:
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _selection(plan: Plan, options: BuildOptions) -> Selection:

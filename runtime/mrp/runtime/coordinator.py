@@ -88,6 +88,12 @@ class Account:
     over_budget: str = ""
     failed_fast: str = ""
 
+    def begin_pass(self) -> None:
+        """Forget how the pass before failed; what it executed and spent stays."""
+        self.failures.clear()
+        self.failed.clear()
+        self.over_budget = self.failed_fast = ""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -402,6 +408,7 @@ class Coordinator:
         for follower in self._followers.pop(action.key, ()):
             if result is not None and _is_cacheable(action, result):
                 self._note(follower, result, executed=False)
+                self._emit(ItemFinished(*follower.identity, outcome.value, True, key=follower.key))
             self._settle(Settled(follower, outcome, result, executed.reason))
 
     def _settle(self, settled: Settled) -> None:

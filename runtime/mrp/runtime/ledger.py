@@ -32,6 +32,8 @@ CREATE TABLE IF NOT EXISTS history (
 CREATE INDEX IF NOT EXISTS by_identity ON history (label, item, kind, sequence);
 """
 
+_COLUMNS = "label, item, kind, run, key, result, outcome, executed"
+
 # SQLITE_ERROR is damage, because every statement of ours is right for the schema that we write.
 _DAMAGE = (
     sqlite3.SQLITE_ERROR,
@@ -90,7 +92,7 @@ class Ledger:
     def _rows(self, where: str, values: tuple[str, ...]) -> list[Past]:
         sql = f"SELECT {_COLUMNS}, checksum FROM history WHERE {where} ORDER BY sequence"
         found = self._mended(lambda database: database.execute(sql, values).fetchall())
-        return [Past(*row[:7], row[7] != 0) for row in found if row[8] == _checksum(row[:8])]
+        return [Past(*(*row[:7], row[7] != 0)) for row in found if row[8] == _checksum(row[:8])]
 
     def _mended(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         """What `work` gives, on a new ledger when the one that is there is damaged."""
@@ -105,7 +107,7 @@ class Ledger:
         except _FAILURES as error:
             self.close()
             raise InfraError(
-                f"cannot use {self._path}: {error}; free space, give this user access, or move it away, then build again",
+                f"cannot use {self._path}: {error}; make room and access, or move it away, then build again",
                 retryable=False,
             ) from error
 
@@ -127,8 +129,6 @@ class Ledger:
             for suffix in ("-wal", "-shm", ""):
                 put_aside(self._path.with_name(self._path.name + suffix))
 
-
-_COLUMNS = "label, item, kind, run, key, result, outcome, executed"
 
 # A damaged schema makes the sqlite3 module fail to decode SQLite's own message.
 _FAILURES = (sqlite3.Error, UnicodeDecodeError)

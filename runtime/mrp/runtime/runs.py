@@ -110,8 +110,8 @@ def find_run(state: Path, name: str) -> Path:
         return state / "runs" / runs[-1 - int(back)]
     matching = [run for run in runs if run.startswith(name)]
     if len(matching) != 1:
-        problem = "no run" if not matching else f"{len(matching)} runs"
-        raise UsageError(f"{problem} match {name!r}; `mrp log` lists the runs")
+        problem = "no run matches" if not matching else f"{len(matching)} runs match"
+        raise UsageError(f"{problem} {name!r}; `mrp log` lists the runs")
     return state / "runs" / matching[0]
 
 

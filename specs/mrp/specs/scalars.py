@@ -43,4 +43,5 @@ def resolve_plain(text: str) -> str | bool | int | Decimal | None:
 
 def _refuse_long(text: str) -> None:
     if len(text) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(text)} digits; at most {MAX_DIGITS} are read, so write it as text in quotes")
+        message = f"a number of {len(text)} digits; at most {MAX_DIGITS} are read"
+        raise ValueError(f"{message}, so write it as text in quotes")

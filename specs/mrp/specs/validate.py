@@ -309,6 +309,8 @@ def _spelling_hint(wanted: Type | None, value: Json, word: str) -> str:
         return f"write {value} without quotes"
     if list in types and isinstance(value, str):
         words = value.split()
+        if words and re.match(r"-[^-]", words[0]):
+            return f"an item of a list needs a space: `- {_cut(words[0][1:])}`"
         several = len(words) > 1 and all(map(_PLAIN_WORD.match, words))
         return f"write [{_cut(', '.join(words))}]" if several else f'write ["{_cut(word)}"]'
     return ""

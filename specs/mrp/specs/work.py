@@ -16,6 +16,9 @@ ISOLATION = ("none", "landlock", "namespaces", "container", "vm")
 ENGINE = "engine"
 """In place of a level: the engine made it itself, from stored bytes alone, and ran no user code."""
 
+LOG_BYTES = 16 * 2**20
+"""Where stdout and stderr are cut; what was cut is longer than this, by the line that says so."""
+
 TASK, WORK, SOLUTION, OUT = "/task", "/work", "/solution", "/out"
 OPERATOR_DIR = "/opt/mrp/operator"
 SDK_DIR = "/opt/mrp/sdk"
@@ -67,7 +70,7 @@ class Completed:
     """How a process ended. Exactly one of exit_code and limit is set.
 
     limit: cpus, memory, wall, pids or disk. exit_code: 128 + N for death by signal N, as in a shell. stdout and
-    stderr: blobs, with exact secret values redacted, cut at 16 MiB with a line that says so. outputs: guest folder
+    stderr: blobs, with exact secret values redacted, cut at LOG_BYTES with a line that says so. outputs: guest folder
     -> tree.
     """
 

@@ -95,7 +95,10 @@ def _tar_tree(value: Json, files: Digest, store: Store) -> Digest:
     name, entry = archives[0]
     assert entry.digest is not None
     with store.open_blob(entry.digest) as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+        hasher = hashlib.sha256()
+        while chunk := stream.read(1 << 20):
+            hasher.update(chunk)
+    found = hasher.hexdigest()
     if found != value["sha256"]:
         raise BuildFailed(f"{name} has the sha256 {found}, not {value['sha256']}; correct one of them")
     try:

@@ -47,7 +47,9 @@ def start_bubblewrap(bubblewrap: str, job: Job, outputs: tuple[int, int], group:
     seccomp = _memory_file(base64.b64decode(job.seccomp))
     status_read, status_write = os.pipe()
     block_read, block_write = os.pipe()
-    options = _memory_file(b"".join(os.fsencode(word) + b"\0" for word in _options(job, seccomp, status_write, block_read)))
+    options = _memory_file(
+        b"".join(os.fsencode(word) + b"\0" for word in _options(job, seccomp, status_write, block_read))
+    )
     given = [options, seccomp, status_write, block_read]
     try:
         process = subprocess.Popen(

@@ -9,7 +9,7 @@ from mrp.cache.digest import Digest
 from mrp.cache.errors import TreeError, TreeTooLarge
 from mrp.cache.store import Store
 from mrp.runtime.sandbox.scratch import unlock
-from mrp.runtime.sandbox.supervise import LOG_BYTES
+from mrp.specs.work import LOG_BYTES
 
 MIN_SECRET = 4
 """Shorter values are not redacted: they would be found everywhere."""

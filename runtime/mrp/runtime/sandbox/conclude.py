@@ -52,10 +52,10 @@ def complete(
     """Keep the logs and outputs of a process that is dead with all that it started.
 
     `usage` is (seconds, bytes) as the control group counted, (0, 0) where none did. Raises InfraError when it was the
-    sandbox that failed.
+    sandbox that failed, or the process did while this machine's disk was full.
     """
     note = ""
-    if not done.ended.started and done.killed is None:
+    if not done.ended.started and done.killed is None and not events.memory:
         error, stderr = why_not_started(done.stderr)
         done = replace(done, stderr=stderr, ended=replace(done.ended, exec_error=error))
     if done.ended.exec_error is not None:
@@ -64,6 +64,8 @@ def complete(
         done = replace(done, ended=replace(done.ended, exit_code=code))
         note = f"mrp: {(process.argv or ('python3',))[0]}: {os.strerror(error)}\n"
     limit = limit_of(done, events, watch, watch.used())
+    if limit is None and done.ended.exit_code != 0:
+        watch.check_disk()
     outputs = {}
     room = watch.disk + watch.base
     for path in process.outputs:

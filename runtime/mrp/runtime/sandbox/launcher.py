@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from mrp.runtime.sandbox import kernel
@@ -72,7 +72,7 @@ class Job:
     import_paths: Sequence[str] = ()
 
     def to_bytes(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
+        return json.dumps(vars(self)).encode()
 
 
 def parse_job(data: bytes) -> Job:

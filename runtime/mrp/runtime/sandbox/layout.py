@@ -35,7 +35,7 @@ _ROOT_FOLDERS = ("/tmp", "/run", "/home", "/opt", "/srv", "/mnt")
 # Root's sandboxes have root's id outside, which may write these although it has no privilege.
 _READ_ONLY_PROC = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "pressure")
 _HIDDEN_PROC = ("kcore", "keys", "key-users", "timer_list", "sched_debug", "latency_stats")
-_RESOLVER_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/services", "/etc/protocols", "/etc/gai.conf")
+_NETWORK_FILES = ("/etc/resolv.conf", "/etc/services", "/etc/protocols", "/etc/gai.conf", "/etc/ssl/certs")
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def root_steps(
     steps += [Step("bind", f"/etc/{name}", str(private / name)) for name in sorted(os.listdir(private))]
     if network:
         taken = {step.path for step in steps}
-        steps += [Step("bind", path, path) for path in _RESOLVER_FILES if path not in taken and os.path.exists(path)]
+        steps += [Step("bind", path, path) for path in _NETWORK_FILES if path not in taken and os.path.exists(path)]
     if view.layers is not None:
         steps += _split(view.layers, "", set(points))
     return steps
@@ -237,4 +237,3 @@ def _make_mount_point(path: str, writable: Mapping[str, Path], read_only: Mappin
             continue
         if not stat.S_ISDIR(mode):
             raise InfraError(f"{path} cannot be mounted: {outer} holds something else there", retryable=False)
-

@@ -40,6 +40,7 @@ from mrp.runtime.sandbox.seccomp import filter_program
 from mrp.runtime.sandbox.slot import READ_ONLY, WRITABLE
 from mrp.runtime.sandbox.steps import Step
 from mrp.runtime.sandbox.supervise import Supervised, Wake, Watch, folder_bytes, supervise
+from mrp.runtime.state import unwritable
 from mrp.specs.errors import InfraError
 from mrp.specs.ir import Limits
 from mrp.specs.work import ISOLATION, OPERATOR_DIR, SDK_DIR, Completed, Process
@@ -101,7 +102,7 @@ class LocalBackend:
         except InfraError as error:
             raise InfraError(f"{tag}: {error}", retryable=error.retryable) from error
         except OSError as error:
-            raise InfraError(f"{tag} could not be run: {error}") from error
+            raise InfraError(f"{tag} could not be run: {unwritable(self._scratch.folder, error)}") from error
 
     def cancel(self) -> None:
         """See mrp.runtime.sandbox.protocol.Backend."""

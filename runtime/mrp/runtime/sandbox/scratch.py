@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 from mrp.runtime.sandbox.cgroups import Group, Hierarchy, find_hierarchy
-from mrp.specs.errors import InfraError
+from mrp.runtime.state import unwritable
 
 _PREFIX = "mrp-"
 _LOCK = "lock"
@@ -30,7 +30,7 @@ class Scratch:
             self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         except OSError as error:
-            raise InfraError(f"no folder for sandboxes could be made: {error}", retryable=False) from error
+            raise unwritable(self.folder, error) from error
 
     def close(self) -> None:
         """Remove the folder."""
@@ -49,7 +49,7 @@ def sweep(root: Path, hierarchy: Hierarchy | None = None) -> list[str]:
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for group in (hierarchy.find(folder.name) if hierarchy else _groups_of(folder.name)):
+                for group in hierarchy.find(folder.name) if hierarchy else _groups_of(folder.name):
                     group.remove()
                 remove_folder(folder)
                 swept.append(folder.name)

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import select
+import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -89,13 +90,16 @@ def _pass_on(channel: socket.socket, worker_end: socket.socket, worker: int) -> 
             # A child of the worker may hold its end of the channel open, so that its death alone tells of it.
             if worker_end.fileno() not in _readable(worker_end.fileno(), pidfd):
                 _leave(worker)
-            answer = receive_frame(worker_end)
-        except (EOFError, OSError):
+            answer = json.loads(receive_frame(worker_end))
+            # The worker runs user code: only numbers of its are passed on, never a claim that the sandbox failed.
+            numbers = {"exit": int(answer["exit"]), "cpu": float(answer["cpu"]), "rss": int(answer["rss"])}
+        except (EOFError, OSError, ValueError, KeyError, TypeError):
+            os.kill(worker, signal.SIGKILL)
             _leave(worker)
         for path, _, _ in reversed(item["mounts"]):
             kernel.unmount(path)
         _reap_orphans(worker)
-        report(channel, **json.loads(answer))
+        report(channel, **numbers)
 
 
 def _readable(*descriptors: int) -> list[int]:

@@ -15,8 +15,8 @@ from typing import Protocol
 
 from mrp.runtime.sandbox.protocol import Cancelled
 from mrp.specs.errors import InfraError
+from mrp.specs.work import LOG_BYTES
 
-LOG_BYTES = 16 * 2**20
 ENTRY_BYTES = 4096
 """What a file counts at least, and an empty folder or symlink counts, towards the disk limit."""
 
@@ -141,14 +141,12 @@ class Watch:
         return folder_bytes(self.folders) - self.base
 
     def exceeded(self, processes: Sequence[int]) -> str | None:
-        """The limit that is exceeded now: disk, memory, pids or None. Raises InfraError when this machine's disk is full."""
+        """The limit that is exceeded now: disk, memory, pids or None. Raises InfraError when this disk is full."""
         used = self.used() + _unlinked_bytes(processes, self.folders)
         self.full = self.full or used >= self.disk
         if used > self.disk:
             return "disk"
-        state = os.statvfs(self.folders[0])
-        if state.f_bavail * state.f_frsize < _FREE_BYTES:
-            raise InfraError(f"the disk that holds {self.folders[0]} is full; free some space there and build again")
+        self.check_disk()
         if self.memory is not None and sum(map(_resident_bytes, processes)) > self.memory:
             return "memory"
         if self.pids is not None:
@@ -156,6 +154,13 @@ class Watch:
             if len(processes) > self.pids:
                 return "pids"
         return None
+
+    def check_disk(self) -> None:
+        """Raises InfraError when this machine's disk is full, which is no fault of the process."""
+        for folder in self.folders[:1]:
+            state = os.statvfs(folder)
+            if state.f_bavail * state.f_frsize < _FREE_BYTES:
+                raise InfraError(f"the disk that holds {folder} is full; free some space there and build again")
 
 
 def supervise(
@@ -316,4 +321,3 @@ def signal_all(processes: Iterable[int], number: int) -> None:
     for pid in processes:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
-

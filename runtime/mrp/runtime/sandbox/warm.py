@@ -7,7 +7,8 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import mrp.runtime.sandbox.zygote as zygote_module
@@ -70,6 +71,10 @@ class Zygote:
         """Fork a sandboxed process that runs items. Raises InfraError."""
         return Slot(self._send(SLOT if job.private_network else SLOT_WITH_NETWORK, job, (), group))
 
+    def is_alive(self) -> bool:
+        """Whether it still serves requests."""
+        return self._process.poll() is None
+
     def close(self) -> None:
         """End it, and with it all that it forked. Idempotent."""
         self._control.close()
@@ -104,10 +109,11 @@ class Zygote:
 class Channel:
     """Lines of JSON from process 1 of a sandbox and from its zygote; the first names the process."""
 
-    def __init__(self, connection: socket.socket, said: object) -> None:
+    def __init__(self, connection: socket.socket, said: Callable[[], str]) -> None:
         self.connection = connection
         self._said = said
         self._buffer = b""
+        self._early: list[dict[str, object]] = []
         self.pidfd = -1
         self.pid = 0
         try:
@@ -118,7 +124,7 @@ class Channel:
 
     def lines(self, *, wait: bool = False) -> list[dict[str, object]]:
         """What has arrived; with `wait`, at least one line. Raises InfraError when the sandbox or its zygote failed."""
-        found: list[dict[str, object]] = []
+        found, self._early = self._early, []
         while not found:
             if not wait and not select.select([self.connection], [], [], 0)[0]:
                 return found
@@ -126,8 +132,7 @@ class Channel:
             if descriptors:
                 self.pidfd = descriptors[0]
             if not data:
-                text = self._said() if callable(self._said) else ""
-                raise InfraError(f"a warm process ended while a sandbox ran{text}")
+                raise InfraError(f"a warm process ended while a sandbox ran{self._said()}")
             *whole, self._buffer = (self._buffer + data).split(b"\n")
             found += [json.loads(line) for line in whole]
             for line in found:
@@ -139,10 +144,14 @@ class Channel:
 
     def kill(self) -> None:
         """Kill process 1, and so everything in its sandbox."""
-        try:
+        with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        except (ProcessLookupError, OSError):
-            return
+
+    def wait_for_end(self) -> None:
+        """Kill process 1 and wait until nothing of its sandbox is left."""
+        if self.pidfd >= 0:
+            self.kill()
+            wait_for_end(self.pidfd)
 
     def workers(self) -> list[int]:
         """The processes inside, without process 1."""
@@ -156,14 +165,18 @@ class Channel:
 
     def _wait_for_start(self) -> None:
         self.connection.settimeout(_START_SECONDS)
+        early: list[dict[str, object]] = []
         while not self.pid:
             try:
-                for line in self.lines(wait=True):
-                    started = line.get("started")
-                    if isinstance(started, int):
-                        self.pid = started
+                lines = self.lines(wait=True)
             except TimeoutError as error:
                 raise InfraError("a warm process did not answer") from error
+            for line in lines:
+                if isinstance(line.get("started"), int):
+                    self.pid = int(str(line["started"]))
+                else:
+                    early.append(line)
+        self._early = early
         self.connection.settimeout(None)
 
 
@@ -196,6 +209,7 @@ class Forked:
         self._channel.kill()
 
     def close(self) -> None:
+        self._channel.wait_for_end()
         self._channel.close()
 
 
@@ -223,8 +237,7 @@ class Slot:
     def wait(self) -> None:
         """Kill the sandbox and wait until nothing of it is left."""
         self.dead = True
-        self.channel.kill()
-        wait_for_end(self.channel.pidfd)
+        self.channel.wait_for_end()
 
     def close(self) -> None:
         """Kill the sandbox, wait, and let go of it."""
@@ -277,20 +290,19 @@ class Zygotes:
         self._place = place
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str], Zygote] = {}
+        self._started = 0
 
     def get(self, python: str, sdk: Path | None) -> Zygote:
-        """The zygote of this Python that has loaded this mrp.sdk."""
+        """The zygote of this Python that has loaded this mrp.sdk; another one when the last has died."""
         key = (python, sdk.name if sdk is not None else "")
         with self._lock:
-            if key not in self._known:
-                self._known[key] = Zygote(python, sdk, self._place / f"zygote-{len(self._known)}.log")
-            return self._known[key]
-
-    def forget(self, zygote: Zygote) -> None:
-        """Have the next `get` start another in place of one that failed."""
-        with self._lock:
-            self._known = {key: known for key, known in self._known.items() if known is not zygote}
-        zygote.close()
+            known = self._known.get(key)
+            if known is None or not known.is_alive():
+                if known is not None:
+                    known.close()
+                self._started += 1
+                known = self._known[key] = Zygote(python, sdk, self._place / f"zygote-{self._started}.log")
+            return known
 
     def close(self) -> None:
         """End all of them."""
