@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := install
-.PHONY: install quickstart test test-slow lint lock clean
+.PHONY: install quickstart test test-slow pythons lint lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -59,8 +59,22 @@ $(VENV)/.installed: $(VENV)/.locked pyproject.toml
 quickstart: install
 	@$(BIN)/mrp -C examples/quickstart build //jobs:eval
 
-test: install lint
+test: install pythons lint
 	$(BIN)/pytest -m "not slow"
+
+# Environments for the other Pythons of this machine, in which a test compares digests; none is no error.
+pythons: install
+	@for version in 3.12 3.13; do \
+	  test ! -e .venv-$$version/.installed || continue; \
+	  for python in "$$(command -v python$$version)" $$HOME/.pyenv/versions/$$version.*/bin/python; do \
+	    "$$python" -c 'import venv, ensurepip' 2> /dev/null || continue; \
+	    echo "installing the locked dependencies into .venv-$$version"; \
+	    "$$python" -m venv .venv-$$version; \
+	    .venv-$$version/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements.lock; \
+	    .venv-$$version/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e .; \
+	    touch .venv-$$version/.installed; break; \
+	  done; \
+	done
 
 test-slow: install
 	$(BIN)/pytest -m slow
@@ -82,6 +96,6 @@ lock:
 	sed -i "s#$$folder/##g" requirements.lock
 
 clean:
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 	rm -rf examples/*/.mrp examples/*/mrp-out

@@ -20,6 +20,15 @@ GOLDEN = Path(__file__).parent / "golden" / "broken"
 STORIES = {str(path.relative_to(GOLDEN).with_suffix("")): read_broken(path) for path in sorted(GOLDEN.rglob("*.txt"))}
 
 
+SPAWNED = (
+    "documents/everything-at-once",
+    "documents/yaml-billion-laughs",
+    "documents/yaml-not-utf-8",
+    "policy/network-open",
+    "rows/nan",
+    "words/verb-typo",
+)
+
 _JARGON = re.compile(
     r"Traceback|pydantic|validation error|\b(?:NoneType|Decimal|dict|str|int|bool|float|tuple|KeyError|ValueError"
     r"|TypeError|OSError|Errno)\b|line \d+ column \d+|<unicode string>|mrp has a bug"
@@ -77,3 +86,28 @@ def executed(cache: Path) -> list[str]:
         return [kind for (kind,) in store.index.read("SELECT kind FROM actions") if kind != "index"]
 
 
+@pytest.mark.parametrize("name", SPAWNED)
+def test_the_command_line_as_a_process_says_the_same(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story = STORIES[name]
+    workspace = places(tmp_path, monkeypatch)
+    story.lay_out(workspace)
+    command = [sys.executable, "-m", "mrp", "-C", str(workspace), *story.words]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    stderr = done.stderr.decode().replace(str(workspace), "<workspace>")
+    assert (done.returncode, stderr, done.stdout) == (story.exit_code, story.stderr, b"")
+
+
+def test_there_are_enough_of_them() -> None:
+    assert sum(story.exit_code == 2 for story in STORIES.values()) >= 80
+
+
+def test_the_check_notices_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = places(tmp_path, monkeypatch)
+    STORIES["words/target-typo"].lay_out(workspace)
+    before = snapshot(tmp_path)
+    assert main(["-C", str(workspace), "build", "//jobs:tasks"]) == 0
+    for name in ("documents/any", "rows/any"):
+        with pytest.raises(AssertionError):
+            assert_nothing_written(name, tmp_path, before)

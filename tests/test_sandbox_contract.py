@@ -1,6 +1,8 @@
 """The contract inside a sandbox (docs/sandbox-contract.md), which every backend must keep."""
 
+import contextlib
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -11,9 +13,10 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from support.sandboxes import BACKENDS, LIMITS, WALLED, Bench, make_bench, why_not
+from support.sandboxes import BACKENDS, LIMITS, Bench, make_bench, why_not
 
 from mrp.runtime.sandbox.protocol import Cancelled
+from mrp.runtime.sandbox.supervise import descendants
 from mrp.specs.errors import InfraError
 from mrp.specs.work import OUT, SOLUTION, TASK, WORK, Process
 
@@ -258,12 +261,20 @@ def test_processes_of_the_machine_are_not_seen(walled: Bench) -> None:
 
 
 def test_python_operators_find_the_same_as_commands(walled: Bench) -> None:
-    look = "import os, sys, json; d = dict(os.environ); d.pop('MRP_ENTRY', 0); d.pop('MRP_ROLE', 0); "
-    look += "facts = dict(env=d, cwd=os.getcwd(), root=sorted(os.listdir('/')), uid=os.getuid(), umask=os.umask(18),"
-    look += " fds=len(os.listdir('/proc/self/fd')), hash=hash('a'), python=sys.version, flags=str(sys.flags.dont_write_bytecode))"
+    look = """
+import json, os, sys
+env = {name: value for name, value in os.environ.items() if name not in ('MRP_ENTRY', 'MRP_ROLE')}
+facts = {'env': env, 'cwd': os.getcwd(), 'root': sorted(os.listdir('/')), 'uid': os.getuid(), 'umask': os.umask(18),
+         'fds': len(os.listdir('/proc/self/fd')), 'hash': hash('a'), 'python': sys.version, 'path': sys.path[-3:],
+         'byte code': sys.dont_write_bytecode}
+"""
     operator = (
         look
-        + "\nimport mrp.sdk\nclass Op(mrp.sdk.Agent):\n    def run(self, task, ctx):\n        json.dump(facts, open('/out/facts', 'w'))"
+        + """
+import mrp.sdk
+class Op(mrp.sdk.Agent):
+    def run(self, task, ctx): json.dump(facts, open('/out/facts', 'w'))
+"""
     )
     command = look + "\njson.dump(facts, open('/out/facts', 'w'))"
     files = {TASK: {"record.json": "{}"}, WORK: {"a": "b"}}
@@ -308,15 +319,29 @@ def test_memory_is_limited(bench: Bench) -> None:
 
 
 def test_disk_is_limited_in_all_and_for_one_file(bench: Bench) -> None:
-    several = "import os, time\nos.chdir(os.environ['MRP_WORKSPACE'])\nfor n in range(8): open(str(n), 'wb').write(bytes(10 * 2**20))\ntime.sleep(5)"
+    several = """
+import os, time
+os.chdir(os.environ['MRP_WORKSPACE'])
+for number in range(8): open(str(number), 'wb').write(bytes(10 * 2**20))
+time.sleep(5)
+"""
     one = "import os\nopen(os.environ['MRP_OUTPUT_DIR'] + '/big', 'wb').write(bytes(40 * 2**20))"
     assert bench.python(several).limit == "disk"
     assert bench.python(one).limit == "disk"
 
 
 def test_disk_counts_files_without_a_name(bench: Bench) -> None:
-    hide = "import os, time\nos.chdir(os.environ['MRP_WORKSPACE'])\nheld = []\nfor n in range(8):\n"
-    hide += "    held.append(open('x', 'wb')); held[-1].write(bytes(10 * 2**20)); held[-1].flush(); os.unlink('x')\ntime.sleep(5)"
+    hide = """
+import os, time
+os.chdir(os.environ['MRP_WORKSPACE'])
+held = []
+for _ in range(8):
+    held.append(open('x', 'wb'))
+    held[-1].write(bytes(10 * 2**20))
+    held[-1].flush()
+    os.unlink('x')
+time.sleep(5)
+"""
     assert bench.python(hide).limit == "disk"
 
 
@@ -339,7 +364,14 @@ def test_as_many_processes_as_are_allowed_can_be_had(walled: Bench) -> None:
 
 
 def test_a_limit_that_was_survived_is_none(walled: Bench) -> None:
-    tries = "import os, time\ntry:\n    for _ in range(200):\n        if os.fork() == 0: time.sleep(20); os._exit(0)\nexcept OSError: print('no more')"
+    tries = """
+import os, time
+try:
+    for _ in range(200):
+        if os.fork() == 0: time.sleep(20); os._exit(0)
+except OSError:
+    print('no more')
+"""
     done = walled.python(tries)
     assert (done.exit_code, done.limit, walled.stdout(done)) == (0, None, "no more\n")
 
@@ -498,7 +530,13 @@ def test_programs_in_memory_are_not_executed_either(walled: Bench) -> None:
 
 
 def test_operators_are_held_to_it(walled: Bench) -> None:
-    source = "import mrp.sdk, subprocess\nclass Op(mrp.sdk.Agent):\n    def run(self, task, ctx): subprocess.run(['cat', '/task/record.json']); subprocess.run(['id'])"
+    source = """
+import mrp.sdk, subprocess
+class Op(mrp.sdk.Agent):
+    def run(self, task, ctx):
+        subprocess.run(['cat', '/task/record.json'])
+        subprocess.run(['id'])
+"""
     for pure in (False, True):
         done = walled.operator(source, files={TASK: {"record.json": "{}"}}, box=walled.box(allow=("cat",)), pure=pure)
         assert walled.stdout(done) == "{}"
@@ -535,6 +573,28 @@ def test_a_stronger_level_than_there_is_is_refused(tmp_path: Path) -> None:
             bench.run("true")
         assert not error.value.retryable
         backend.close()
+
+
+def test_a_warm_process_that_died_is_replaced(walled: Bench) -> None:
+    source = COUNTING + "# replaced"
+    for pure in (False, True):
+        assert walled.operator(source, files={TASK: {"record.json": "{}"}}, pure=pure).exit_code == 0
+        killed = [pid for pid in descendants(os.getpid()) if b"sandbox.zygote" in cmdline(pid)]
+        assert killed
+        for pid in killed:
+            os.kill(pid, 9)
+        codes = []
+        while not codes:
+            # What was to run in its sandboxes says nothing about the task, and is tried again.
+            with contextlib.suppress(InfraError):
+                codes.append(walled.operator(source, files={TASK: {"record.json": "{}"}}, pure=pure).exit_code)
+        assert codes == [0]
+
+
+def cmdline(pid: int) -> bytes:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def test_many_run_at_once(bench: Bench) -> None:
@@ -593,6 +653,3 @@ def _count_marked(mark: str) -> int:
             except OSError:
                 continue
     return found
-
-
-assert WALLED

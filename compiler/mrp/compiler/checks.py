@@ -24,6 +24,8 @@ TRIAL_NAMES = ("record", "params", "seed", "sample", "trial")
 """What `${...}` may name where it is filled in for each trial."""
 
 GROUP_KEYS = ("agent", "model", "target")
+TRIAL_FIELDS = ("id", "sample", "target", "agent", "model", "matrix", "params", "outcome", "limit", "rewards", "tree")
+"""What a reduction's `select` sees of a trial."""
 
 _NOT_FILLED = re.compile(r"(?<!\$)\$\{(?:record|params|matrix)\.[^}]*\}")
 
@@ -137,6 +139,7 @@ class Checker:
                     known = [*sorted(axes), *GROUP_KEYS]
                     hint = did_you_mean(key, known) or f"the keys are {', '.join(dict.fromkeys(known))}"
                     self.problems.add(unit.span("group_by", number), f"there is no group key `{key}`", hint)
+            self._selection(unit, reduction.select)
         reducer = (resolved.label("reducer") or "").removeprefix(BUILTIN)
         if reducer in REDUCERS:
             for name in reduction.params:
@@ -144,6 +147,18 @@ class Checker:
                     known = sorted(REDUCERS[reducer].params)
                     hint = did_you_mean(name, known) or f"its params are {', '.join(known) or 'none'}"
                     self.problems.add(unit.span("params", name), f"the reducer {reducer} has no param `{name}`", hint)
+
+    def _selection(self, unit: Unit, select: str | None) -> None:
+        from mrp.specs.expressions import ExpressionError, parse_expression
+
+        try:
+            asked = sorted(parse_expression(select).paths()) if select is not None else []
+        except ExpressionError:
+            return
+        for path in asked:
+            if path[0] not in TRIAL_FIELDS:
+                hint = did_you_mean(path[0], TRIAL_FIELDS) or f"a trial has {', '.join(TRIAL_FIELDS)}"
+                self.problems.add(unit.span("select"), f"`select`: no trial has a field `{path[0]}`", hint)
 
     def _outs(self, resolved: Resolved, command: documents.Command) -> None:
         unit = resolved.unit

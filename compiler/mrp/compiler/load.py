@@ -114,7 +114,8 @@ class _Loader:
             return None
         except (OSError, UnicodeEncodeError) as error:
             shown = path.encode(errors="replace").decode()
-            self._problems.add(Span(shown, 1, 1), f"{shown} cannot be read: {error}")
+            reason = error.strerror if isinstance(error, OSError) else "its path is not UTF-8"
+            self._problems.add(Span(shown, 1, 1), f"{shown} cannot be read: {reason}")
             return None
         digest = self.documents[path] = digest_bytes(text)
         self._problems.sources.add(path, text)

@@ -59,6 +59,7 @@ class Action:
 
     `item` is "" for a target's own action, else the encoded record id, with `#sample` for samples after the first.
     `retries` is how often an infrastructure failure is tried again; `usd` and `tokens` the declared estimate.
+    `reproducible` is false when an input depended on the machine's speed, so that the result does as well.
     """
 
     kind: ActionKind
@@ -70,6 +71,7 @@ class Action:
     retries: int = field(default=2, compare=False)
     usd: Decimal = field(default=Decimal(0), compare=False)
     tokens: int = field(default=0, compare=False)
+    reproducible: bool = field(default=True, compare=False)
 
     @property
     def identity(self) -> tuple[str, str, str]:
@@ -87,10 +89,11 @@ def make_action(
     retries: int = 2,
     usd: Decimal = Decimal(0),
     tokens: int = 0,
+    reproducible: bool = True,
 ) -> Action:
     """An action whose key is that of `preimage` with its kind; see mrp.cache.canonical.action_key."""
     key, data = action_key({"action": kind.value, **preimage})
-    return Action(kind, key, data, label, item, work, retries, usd, tokens)
+    return Action(kind, key, data, label, item, work, retries, usd, tokens, reproducible)
 
 
 def put_description(store: Store, description: Mapping[str, Json]) -> Digest:

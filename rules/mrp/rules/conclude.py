@@ -5,9 +5,10 @@ Nothing here raises for what a process wrote: a malformed file is the task's own
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from decimal import Decimal
 
-from mrp.cache.canonical import Json
+from mrp.cache.canonical import Json, canonical_bytes
 from mrp.cache.digest import Digest
 from mrp.cache.errors import CacheError
 from mrp.cache.store import Store
@@ -16,6 +17,9 @@ from mrp.specs.work import Completed
 
 MAX_DOCUMENT = 16 * 2**20
 """Bytes of a result.json or reward.json beyond which it is refused."""
+
+MAX_DEPTH = 100
+"""Levels of nesting beyond which a document is refused."""
 
 _REASON_BYTES = 4096
 
@@ -63,7 +67,7 @@ def read_document(store: Store, folder: Digest, name: str) -> tuple[Json, str]:
     if store.size(entry.digest) > MAX_DOCUMENT:
         return None, f"{name} is larger than {MAX_DOCUMENT} bytes"
     try:
-        return json.loads(store.get_bytes(entry.digest), parse_float=Decimal, parse_constant=_refuse), ""
+        return _parsed(store.get_bytes(entry.digest)), ""
     except (ValueError, ArithmeticError, RecursionError, UnicodeDecodeError) as error:
         return None, f"{name} is not valid JSON: {error}"
 
@@ -87,6 +91,26 @@ def numbers(value: Json) -> dict[str, Json] | None:
         else:
             return None
     return found
+
+
+def _parsed(data: bytes) -> Json:
+    """The JSON value; raises ValueError also for what could be stored nowhere: half characters, deep nesting."""
+    value = json.loads(data, parse_float=Decimal, parse_constant=_refuse)
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+    if level:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+    if b"\\u" in data:
+        try:
+            canonical_bytes(value)
+        except UnicodeEncodeError:
+            raise ValueError("it holds half of a surrogate pair, which is no text") from None
+    return value
+
+
+def _inside(value: Json) -> Iterable[Json]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _refuse(word: str) -> Json:

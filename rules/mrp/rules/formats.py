@@ -235,7 +235,7 @@ def _json_value(text: str, position: int) -> tuple[Json, int]:
     try:
         return _DECODER.raw_decode(text, position)
     except json.JSONDecodeError as error:
-        raise _at(text, error.pos, f"is not valid JSON: {error.msg}") from None
+        raise _broken(text, error) from None
     except StopIteration:
         raise _at(text, position, "is not valid JSON: a value is expected") from None
     except RecursionError:
@@ -248,6 +248,14 @@ def _json_value(text: str, position: int) -> tuple[Json, int]:
         raise _at(text, position, str(fault)) from None
     except ValueError:
         raise _at(text, position, "holds a number that is too long; write it as text") from None
+
+
+def _broken(text: str, error: json.JSONDecodeError) -> BadData:
+    """The fault as all Pythons tell it: newer ones point at a comma before a bracket, older ones at the bracket."""
+    if not error.msg.startswith("Illegal trailing comma"):
+        return _at(text, error.pos, f"is not valid JSON: {error.msg}")
+    wanted = "property name enclosed in double quotes" if error.msg.endswith("object") else "value"
+    return _at(text, _skip_space(text, error.pos + 1), f"is not valid JSON: Expecting {wanted}")
 
 
 def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:

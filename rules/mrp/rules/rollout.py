@@ -227,7 +227,7 @@ class RolloutRule:
             ActionKind.TRIAL,
             task.label,
             item,
-            {"base": self._base, **view, "sample": sample},
+            {"base": self._base, "record": record.id, **view, "sample": sample},
             RunTrial(process, self._report, result),
             retries=task.retries,
             usd=task.cost.usd,
@@ -260,7 +260,7 @@ class RolloutRule:
                 env=env,
                 timeout=timeout,
             )
-        preimage = {"base": self._grade_base, "task": record.grader, "work": work}
+        preimage = {"base": self._grade_base, "record": record.id, "task": record.grader, "work": work}
         return make_action(
             ActionKind.GRADE, self._task.label, item, preimage, RunGrade(process), retries=self._task.retries
         )

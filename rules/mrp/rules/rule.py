@@ -10,11 +10,11 @@ from typing import Protocol, TypeAlias, TypeVar
 
 from mrp.cache.canonical import Json
 from mrp.cache.digest import Digest
-from mrp.cache.store import Entry, Store
+from mrp.cache.store import ActionEntry, Entry, Store
 from mrp.rules.action import Action
 from mrp.specs.errors import BuildFailed, InfraError
-from mrp.specs.ir import Files, OperatorTask, SandboxTask
-from mrp.specs.results import Outcome, Ref, Result
+from mrp.specs.ir import Files, OperatorTask, SandboxTask, Task, dependencies
+from mrp.specs.results import Outcome, Ref, Result, result_from_json
 from mrp.specs.work import Box
 
 
@@ -75,7 +75,11 @@ class OperatorValue:
 
 @dataclass(frozen=True)
 class TrialsValue:
-    """A rollout's trials: `trials` is a JSON-lines blob in canonical order; `scored` of `count` came to an outcome."""
+    """A rollout's trials: `trials` is a JSON-lines blob in canonical order.
+
+    `scored` of `count` came to an outcome, and to a reward where a grader is to give one; `problem` is why the first
+    of the others did not. `trajectories` are by record id and sample; they are byproducts, and in no digest.
+    """
 
     trials: Digest
     count: int
@@ -83,6 +87,8 @@ class TrialsValue:
     outputs: Mapping[str, Ref]
     reproducible: bool = True
     partial: bool = False
+    problem: str = ""
+    trajectories: Mapping[tuple[str, int], Digest] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -127,12 +133,24 @@ Value: TypeAlias = (
 
 @dataclass(frozen=True)
 class Settled:
-    """How an action ended: with a result, or without one (`result` None) and the outcome that says why."""
+    """How an action ended: with a result, or without one (`result` None) and the outcome that says why.
+
+    `trajectory` is a byproduct of trials: the blob of their trajectory.jsonl.
+    """
 
     action: Action
     outcome: Outcome
     result: Result | None
     reason: str = ""
+    trajectory: Digest | None = None
+
+
+def settled_by(action: Action, entry: ActionEntry) -> Settled:
+    """How an action ended that `entry` of the cache answers for."""
+    result = result_from_json(entry.result)
+    last = entry.byproducts[-1] if isinstance(entry.byproducts, list) and entry.byproducts else {}
+    trajectory = last.get("trajectory")
+    return Settled(action, result.outcome, result, trajectory=Digest(trajectory) if trajectory else None)
 
 
 @dataclass(frozen=True)
@@ -169,6 +187,10 @@ class RuleContext:
         if not isinstance(value, kind):
             raise BuildFailed(f"{label} does not give what is needed here ({kind.__name__})")
         return value
+
+    def reproducible(self, task: Task) -> bool:
+        """Whether nothing that `task` needs depended on the machine's speed."""
+        return all(self.values[label].reproducible for label in dependencies(task))
 
     def files_tree(self, files: Files, strip: str = "") -> Digest:
         """One tree of sources and outputs at their workspace paths, with folder `strip` cut off where it leads."""

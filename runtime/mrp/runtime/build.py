@@ -259,7 +259,6 @@ class _Building:
                     self._demand,
                     self._options.fail_fast,
                     provenance,
-                    bool(self._options.rebuild),
                     self._started + float(wall),
                 ),
                 interrupt=self._options.interrupt,

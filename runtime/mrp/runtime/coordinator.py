@@ -7,7 +7,7 @@ that finished since the last turn is committed in one transaction.
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import Enum
 
@@ -19,8 +19,8 @@ from mrp.rules.action import Action, ActionKind
 from mrp.rules.produce import Publish
 from mrp.rules.reduction import ExpectationFailed
 from mrp.rules.registry import make_rule
-from mrp.rules.rule import DatasetValue, NoAction, ProducedValue, Rule, RuleContext, Settled, Value
-from mrp.runtime.decide import Demand, Hit, decide
+from mrp.rules.rule import DatasetValue, NoAction, ProducedValue, Rule, RuleContext, Settled, Value, settled_by
+from mrp.runtime.decide import Decision, Demand, Hit, decide
 from mrp.runtime.engine.local import LocalEngine
 from mrp.runtime.events import (
     Draining,
@@ -37,7 +37,7 @@ from mrp.runtime.runs import DigestLine
 from mrp.runtime.schedule import Schedule
 from mrp.specs.errors import MrpError
 from mrp.specs.ir import MapTask, Plan, Task, dependencies
-from mrp.specs.results import Outcome, Result, result_from_json
+from mrp.specs.results import Outcome, Result
 
 _BATCH = 512
 _WINDOW = 1024
@@ -102,7 +102,6 @@ class Settings:
     demand: Callable[[str], Demand]
     fail_fast: bool
     provenance: Mapping[str, str]
-    replace_entries: bool = False
     deadline: float | None = None
 
 
@@ -142,25 +141,24 @@ class Coordinator:
         self._store, self._inflight, self._engine = store, inflight, engine
         self._schedule: Schedule[Action] = Schedule(slots)
         self._money, self._settings, self._interrupt, self._emit = money, settings, interrupt, emit
+        self._ready = deque(task for task in plan.tasks if not self._needs[task.label])
         self._open: dict[str, _Open] = {}
         self._fresh: deque[Action] = deque()
         self._followers: dict[ActionKey, list[Action]] = {}
         self._elsewhere: list[Action] = []
         self._reasons: dict[ActionKey, str] = {}
+        self._doubted: set[ActionKey] = set()
         self._stopped: Outcome | None = None
         self._announced = 0
 
     def run(self) -> None:
         """Until nothing is left to do, or the build was stopped."""
-        for task in list(self._tasks.values()):
-            if not self._needs[task.label] and self.states[task.label] is TaskState.WAITING:
-                self._open_task(task)
         while True:
             self._check_stop()
             self._consider_all()
             self._submit()
             if not self._schedule.running and not self._elsewhere:
-                if self._fresh or any(not open_.exhausted for open_ in self._open.values()):
+                if self._ready or self._fresh or any(not open_.exhausted for open_ in self._open.values()):
                     continue
                 if not self._schedule.queued:
                     break
@@ -168,6 +166,11 @@ class Coordinator:
             self._ask_elsewhere()
 
     # -- tasks ---------------------------------------------------------------------------------------------------
+
+    def _open_ready(self) -> None:
+        """Open what has all it needs. A queue, not a recursion: a chain of tasks may be of any length."""
+        while self._ready and self._stopped is None:
+            self._open_task(self._ready.popleft())
 
     def _open_task(self, task: Task) -> None:
         self._move(task.label, TaskState.OPEN)
@@ -225,7 +228,7 @@ class Coordinator:
         for dependent in self._dependents.get(label, ()):
             self._needs[dependent].discard(label)
             if not self._needs[dependent] and self.states[dependent] is TaskState.WAITING:
-                self._open_task(self._tasks[dependent])
+                self._ready.append(self._tasks[dependent])
 
     def _fail(self, label: str, error: MrpError | CacheError) -> None:
         if isinstance(error, MissingBlob):
@@ -256,6 +259,7 @@ class Coordinator:
     def _consider_all(self) -> None:
         """Decide on new actions while few enough wait; with capped money on all, so that the estimate is whole."""
         while self._stopped is None and (self._money.is_capped or self._schedule.queued < _WINDOW):
+            self._open_ready()
             if len(self._fresh) < _BATCH:
                 for open_ in list(self._open.values()):
                     if not open_.exhausted:
@@ -263,6 +267,8 @@ class Coordinator:
                     if len(self._fresh) >= _BATCH:
                         break
             if not self._fresh:
+                if self._ready:
+                    continue
                 break
             self._consider([self._fresh.popleft() for _ in range(min(_BATCH, len(self._fresh)))])
         refusal = self._money.estimate_refusal()
@@ -271,19 +277,12 @@ class Coordinator:
             self._stop(Outcome.BUDGET)
 
     def _consider(self, actions: list[Action]) -> None:
-        """Settle hits, queue misses."""
-        ask = [action.key for action in actions if action.kind is not ActionKind.PRODUCE or action.item]
-        entries = self._store.lookup(ask)
-        refs = {key: _refs(entry) for key, entry in entries.items()}
-        missing = self._store.missing_deep([ref for needed in refs.values() for ref in needed]) if refs else set()
-        for action in actions:
+        """Settle hits, queue misses that no other process is running."""
+        locked = []
+        for action, decision in self._decided(actions):
             if self._stopped is not None:
                 self._settle(Settled(action, self._stopped, None, "the build was stopped"))
-                continue
-            entry = entries.get(action.key)
-            whole = entry is not None and self._is_whole(refs[action.key], missing)
-            decision = decide(entry, whole=whole, demand=self._demand(action))
-            if isinstance(decision, Hit):
+            elif isinstance(decision, Hit):
                 self._settle_hit(action, decision.entry)
             elif action.key in self._followers:
                 self._followers[action.key].append(action)
@@ -291,10 +290,35 @@ class Coordinator:
                 self._elsewhere.append(action)
             else:
                 self._followers[action.key] = []
+                locked.append(action)
+        # Between the question and the lock, another process may have finished what it held.
+        for action, decision in self._decided(locked):
+            if self._stopped is not None:
+                self._give_up(action, self._stopped)
+            elif isinstance(decision, Hit):
+                self._inflight.release(action.key)
+                for answered in (action, *self._followers.pop(action.key)):
+                    self._settle_hit(answered, decision.entry)
+            else:
                 self._money.estimate(action.label, action.usd)
                 self.account.estimate_usd += action.usd
                 self._schedule.add(action.label, action, urgent=action.kind is ActionKind.GRADE)
                 self._reasons[action.key] = decision.reason
+
+    def _decided(self, actions: list[Action]) -> list[tuple[Action, Decision]]:
+        """What the cache says to each, in one question. An entry that does not do is to be replaced."""
+        entries = self._store.lookup([action.key for action in actions if not isinstance(action.work, Publish)])
+        refs = {key: _refs(entry) for key, entry in entries.items()}
+        missing = self._store.missing_deep([ref for needed in refs.values() for ref in needed]) if refs else set()
+        decided = []
+        for action in actions:
+            entry = entries.get(action.key)
+            whole = entry is not None and self._is_whole(refs[action.key], missing)
+            decision = decide(entry, whole=whole, demand=self._demand(action))
+            if entry is not None and not isinstance(decision, Hit):
+                self._doubted.add(action.key)
+            decided.append((action, decision))
+        return decided
 
     def _is_whole(self, refs: list[tuple[str, Digest]], missing: set[Digest]) -> bool:
         return not missing or not self._store.missing_deep(refs)
@@ -326,8 +350,9 @@ class Coordinator:
 
     def _absorb(self, finished: list[Executed]) -> None:
         entries = [entry for executed in finished if (entry := self._entry(executed)) is not None]
-        if self._settings.replace_entries:
-            self._store.forget([entry.key for entry in entries])
+        doubted = [entry.key for entry in entries if entry.key in self._doubted]
+        self._store.forget(doubted)
+        self._doubted.difference_update(doubted)
         winners = self._store.commit(entries) if entries else {}
         for executed in finished:
             action = executed.action
@@ -368,19 +393,16 @@ class Coordinator:
     # -- settling ------------------------------------------------------------------------------------------------
 
     def _settle_hit(self, action: Action, entry: ActionEntry) -> None:
-        result = result_from_json(entry.result)
-        self._note(action, result, executed=False)
-        self._emit(
-            ItemFinished(action.label, action.item, action.kind.value, result.outcome.value, True, key=action.key)
-        )
-        self._settle(Settled(action, result.outcome, result))
+        settled = settled_by(action, entry)
+        self._note(action, settled.result, executed=False)
+        self._emit(ItemFinished(*action.identity, settled.outcome.value, True, key=action.key))
+        self._settle(settled)
 
     def _settle_executed(self, executed: Executed, winner: ActionEntry | None) -> None:
         """`winner` is the entry of another process that finished the same action first: its result stands."""
         action = executed.action
-        result = executed.attempt.result if executed.attempt is not None else None
-        if winner is not None:
-            result = result_from_json(winner.result)
+        settled = settled_by(action, winner) if winner is not None else _settled(executed)
+        result = settled.result
         unchanged = result is not None and result.values.get("status") == "unchanged"
         if executed.outcome not in (Outcome.CANCELLED, Outcome.BUDGET):
             self._note(action, result, executed=not unchanged)
@@ -403,13 +425,12 @@ class Coordinator:
         )
         if executed.outcome is not Outcome.OK:
             self._stop_if_fail_fast(f"{action.label}[{action.item}] {executed.outcome.value}: {executed.reason}")
-        outcome = result.outcome if result is not None else executed.outcome
-        self._settle(Settled(action, outcome, result, executed.reason))
+        self._settle(settled)
         for follower in self._followers.pop(action.key, ()):
             if result is not None and _is_cacheable(action, result):
                 self._note(follower, result, executed=False)
-                self._emit(ItemFinished(*follower.identity, outcome.value, True, key=follower.key))
-            self._settle(Settled(follower, outcome, result, executed.reason))
+                self._emit(ItemFinished(*follower.identity, settled.outcome.value, True, key=follower.key))
+            self._settle(replace(settled, action=follower))
 
     def _settle(self, settled: Settled) -> None:
         open_ = self._open.get(settled.action.label)
@@ -437,7 +458,8 @@ class Coordinator:
         if result is None:
             return
         label, item, kind = identity
-        line = DigestLine(label, item, kind, action.key, result.digest(), result.outcome.value, result.reproducible)
+        good = result.reproducible and action.reproducible
+        line = DigestLine(label, item, kind, action.key, result.digest(), result.outcome.value, good)
         self.account.lines[identity] = (line, identity in self.account.executed)
 
     # -- stopping ------------------------------------------------------------------------------------------------
@@ -464,6 +486,7 @@ class Coordinator:
         if self._stopped is not None:
             return
         self._stopped = outcome
+        self._ready.clear()
         dropped = self._schedule.drop_queued()
         waiting = [*self._fresh, *self._elsewhere]
         self._fresh.clear()
@@ -490,6 +513,13 @@ class Coordinator:
 
 
 _SCORED = (ActionKind.TRIAL, ActionKind.GRADE)
+
+
+def _settled(executed: Executed) -> Settled:
+    if executed.attempt is None:
+        return Settled(executed.action, executed.outcome, None, executed.reason)
+    result, trajectory = executed.attempt.result, executed.attempt.byproducts.trajectory
+    return Settled(executed.action, result.outcome, result, executed.reason, trajectory)
 
 
 def _refs(entry: ActionEntry) -> list[tuple[str, Digest]]:

@@ -13,11 +13,10 @@ from mrp.cache.canonical import Json
 from mrp.cache.store import Store
 from mrp.rules.action import Action, ActionKind
 from mrp.rules.registry import make_rule
-from mrp.rules.rule import DatasetValue, Rule, RuleContext, Settled, Value
+from mrp.rules.rule import DatasetValue, Rule, RuleContext, Value, settled_by
 from mrp.runtime.decide import Demand, Hit, Run, decide
 from mrp.specs.errors import BuildFailed, InfraError
 from mrp.specs.ir import MapTask, Plan, Task, dependencies
-from mrp.specs.results import result_from_json
 
 _BATCH = 512
 
@@ -148,8 +147,7 @@ def _decide_all(target: TargetPlan, rule: Rule, store: Store, demand: Demand) ->
                 continue
             assert isinstance(decision, Hit)
             target.decided.append(Decided(action, True))
-            result = result_from_json(decision.entry.result)
-            following.extend(rule.settled(Settled(action, result.outcome, result)))
+            following.extend(rule.settled(settled_by(action, decision.entry)))
         waiting = chain(following, waiting)
 
 

@@ -268,9 +268,10 @@ class _Reader:
                 self._refuse_properties(event)
             return Node(self._scalar(event), self._span(event))
         if event.__class__ is AliasEvent:
-            if event.anchor not in self._aliases:
-                self._aliases.add(event.anchor)
-                message = f"the alias `*{_shown(event.anchor)}` is not part of the language"
+            name = str(event.anchor)
+            if name not in self._aliases:
+                self._aliases.add(name)
+                message = f"the alias `*{_shown(name)}` is not part of the language"
                 self._report(self._span(event), message, "write the value out")
             return Node(None, self._span(event))
         if event.anchor is not None or event.tag is not None:

@@ -139,8 +139,9 @@ def run_job(
 ) -> NoReturn:
     """Set the sandbox up, run the job in it and end as it ended; `function` is what a job without argv runs.
 
-    `owner` is our uid and gid outside; `outputs` take stdout and stderr; `cgroups` are open cgroup.procs files. A failure of the sandbox itself
-    is reported on `channel` as {"failed": text}, and a program that cannot be executed as {"exec": errno}.
+    `owner` is our uid and gid outside; `outputs` take stdout and stderr; `cgroups` are open cgroup.procs files. A
+    failure of the sandbox itself is reported on `channel` as {"failed": text}, and a program that cannot be executed
+    as {"exec": errno}.
     """
     try:
         kernel.die_with_parent()

@@ -14,6 +14,9 @@ from mrp.runtime.sandbox.warm import Slot
 MAX_ITEMS = 200
 """A sandbox is made anew after so many items: what they leave in memory must not count against later ones."""
 
+MAX_IDLE = 32
+"""So many sandboxes wait for items; of more, those go that have waited longest."""
+
 
 @dataclass
 class Pooled:
@@ -38,30 +41,32 @@ class SlotPool:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: dict[object, list[Pooled]] = {}
+        self._idle: list[tuple[object, Pooled]] = []
         self._closed = False
 
     def take(self, key: object, make: Callable[[], Pooled]) -> Pooled:
         """A slot that nobody uses, made by `make` when there is none."""
         with self._lock:
-            idle = self._idle.get(key)
-            if idle:
-                return idle.pop()
+            for index in reversed(range(len(self._idle))):
+                if self._idle[index][0] == key:
+                    return self._idle.pop(index)[1]
         return make()
 
     def give_back(self, key: object, pooled: Pooled) -> None:
         """Let others have the slot, unless it is used up."""
-        if not pooled.slot.dead and pooled.slot.served < MAX_ITEMS:
-            with self._lock:
-                if not self._closed:
-                    self._idle.setdefault(key, []).append(pooled)
-                    return
-        pooled.close()
+        closing = [pooled]
+        with self._lock:
+            if not pooled.slot.dead and pooled.slot.served < MAX_ITEMS and not self._closed:
+                self._idle.append((key, pooled))
+                closing = [old for _, old in self._idle[:-MAX_IDLE]]
+                self._idle = self._idle[-MAX_IDLE:]
+        for each in closing:
+            each.close()
 
     def close(self) -> None:
         """End all that are idle, and each other one as it is given back."""
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, {}
-        for pooled in itertools.chain.from_iterable(idle.values()):
+            idle, self._idle = self._idle, []
+        for _, pooled in idle:
             pooled.close()

@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 from mrp.runtime.sandbox.cgroups import Group, Hierarchy, find_hierarchy
@@ -17,6 +18,7 @@ from mrp.runtime.state import unwritable
 
 _PREFIX = "mrp-"
 _LOCK = "lock"
+_ABANDONED_SECONDS = 3600
 
 
 class Scratch:
@@ -25,10 +27,13 @@ class Scratch:
     def __init__(self, root: Path) -> None:
         self.name = f"{_PREFIX}{secrets.token_hex(6)}"
         self.folder = root.absolute() / self.name
+        unlocked = root.absolute() / f".{self.name}"
         try:
-            self.folder.mkdir(parents=True, mode=0o700)
-            self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            unlocked.mkdir(parents=True, mode=0o700)
+            self._lock = os.open(unlocked / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
+            # Under its own name it is locked from the start, so that no sweep can take it for a dead one.
+            unlocked.rename(self.folder)
         except OSError as error:
             raise unwritable(self.folder, error) from error
 
@@ -44,6 +49,10 @@ def sweep(root: Path, hierarchy: Hierarchy | None = None) -> list[str]:
     Sandboxes die with their owner by themselves; this finds what a crash at the wrong moment left.
     """
     swept = []
+    for unlocked in root.glob(f".{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if unlocked.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                remove_folder(unlocked)
     for folder in sorted(root.glob(f"{_PREFIX}*")):
         with contextlib.suppress(OSError):
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

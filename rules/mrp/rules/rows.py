@@ -1,0 +1,139 @@
+"""Rows: what a target gives to those that reduce, judge or publish it, in canonical order.
+
+Trials come by id and sample, records by id, and a document is one row.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+
+from mrp.cache.canonical import Json, canonical_bytes
+from mrp.cache.digest import Digest
+from mrp.cache.store import Entry, Store
+from mrp.rules.records import read_index
+from mrp.rules.rule import DatasetValue, DocumentValue, FilesValue, RuleContext, TrialsValue
+from mrp.specs.errors import BuildFailed
+from mrp.specs.expressions import parse_expression
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one target: `digest` is a blob, and `kind` says of what.
+
+    trials: JSON lines. trajectories: the same, each with the digest of its trajectory. records: an index. document:
+    one JSON value.
+    """
+
+    kind: str
+    label: str
+    digest: Digest
+
+
+def input_rows(label: str, context: RuleContext) -> Rows:
+    """What a target gives; raises BuildFailed for kinds that have no rows."""
+    value = context.values[label]
+    if isinstance(value, TrialsValue):
+        return Rows("trials", label, value.trials)
+    if isinstance(value, DatasetValue):
+        return Rows("records", label, value.index)
+    if isinstance(value, DocumentValue):
+        return Rows("document", label, value.outputs["result.json"].digest)
+    raise BuildFailed(f"{label} has no rows; name a rollout, a dataset, a reduction or an evaluation")
+
+
+def trajectory_rows(label: str, context: RuleContext) -> Rows:
+    """The trials of a rollout, each with the digest of its trajectory, null where it left none.
+
+    Raises BuildFailed when `label` is no rollout, or when the cache has dropped a trajectory, which it may.
+    """
+    value = context.values[label]
+    if not isinstance(value, TrialsValue):
+        raise BuildFailed(f"{label} has no trajectories; only a rollout does")
+    if context.store.missing(value.trajectories.values()):
+        raise BuildFailed(f"trajectories of {label} are no longer in the cache; run it again with --rebuild {label}")
+    lines = [
+        canonical_bytes({**row, "trajectory": value.trajectories.get((row["id"], row["sample"]))}) + b"\n"
+        for row in read_rows((Rows("trials", label, value.trials),), context.store)
+    ]
+    return Rows("trajectories", label, context.store.put_bytes(b"".join(lines)))
+
+
+def read_rows(inputs: tuple[Rows, ...], store: Store, select: str | None = None) -> Iterator[dict[str, Json]]:
+    """The rows of all inputs, one input after the other; with `select` those for which that expression is true."""
+    chosen = parse_expression(select) if select is not None else None
+    for rows in inputs:
+        for row in _read(rows, store):
+            if chosen is None or chosen.evaluate(row) is True:
+                yield row
+
+
+def _read(rows: Rows, store: Store) -> Iterator[dict[str, Json]]:
+    if rows.kind == "records":
+        for record in read_index(rows.digest, store):
+            yield {"id": record.id, "target": rows.label, **record.public}
+    elif rows.kind == "document":
+        yield json.loads(store.get_bytes(rows.digest), parse_float=Decimal)
+    else:
+        for line in store.get_bytes(rows.digest).splitlines():
+            row = json.loads(line, parse_float=Decimal)
+            if rows.kind == "trajectories":
+                digest = row["trajectory"]
+                row["trajectory"] = [] if digest is None else _events(store.get_bytes(Digest(digest)))
+            yield row
+
+
+def trials_tree(inputs: tuple[Rows, ...], select: str | None, store: Store) -> Digest:
+    """/task of a reducer: the chosen rows as trials.jsonl, and the trees of those that are trials as trees/<tree>."""
+    lines: list[bytes] = []
+    entries: dict[str, Entry] = {}
+    for rows in inputs:
+        for row in read_rows((rows,), store, select):
+            lines.append(canonical_bytes(row) + b"\n")
+            if rows.kind == "trials":
+                entries |= _trees(row)
+    return store.put_tree({**entries, "trials.jsonl": Entry("f", store.put_bytes(b"".join(lines)))})
+
+
+def artifact_tree(label: str, context: RuleContext, trajectories: Rows | None = None) -> Digest:
+    """A target as a folder, for those that judge or publish it: its outputs by name.
+
+    With a rollout come its trials' trees as trees/<tree>, with a dataset its public fields as rows.jsonl. With
+    `trajectories`, its rows are trials.jsonl, and the trajectories stand at trajectories/<trajectory>.
+    """
+    store, value = context.store, context.values[label]
+    entries = {name: Entry("f" if ref.kind == "blob" else "t", ref.digest) for name, ref in value.outputs.items()}
+    if isinstance(value, FilesValue):
+        return store.put_tree(entries)
+    if isinstance(value, DatasetValue):
+        lines = b"".join(canonical_bytes(row) + b"\n" for row in read_rows((input_rows(label, context),), store))
+        entries["rows.jsonl"] = Entry("f", store.put_bytes(lines))
+    if isinstance(value, TrialsValue):
+        for row in read_rows((input_rows(label, context),), store):
+            entries |= _trees(row)
+    if trajectories is not None:
+        assert isinstance(value, TrialsValue)
+        entries["trials.jsonl"] = Entry("f", trajectories.digest)
+        entries |= {f"trajectories/{digest}": Entry("f", digest) for digest in value.trajectories.values()}
+    return store.put_tree(entries)
+
+
+def _trees(row: Mapping[str, Json]) -> dict[str, Entry]:
+    tree = row["tree"]
+    return {} if tree is None else {f"trees/{tree}": Entry("t", Digest(tree))}
+
+
+def _events(data: bytes) -> list[Json]:
+    """The values of a trajectory's lines; a line that is no JSON is its own text."""
+    events: list[Json] = []
+    for line in data.decode(errors="replace").splitlines():
+        if line.strip():
+            try:
+                events.append(json.loads(line, parse_float=Decimal, parse_constant=_refuse))
+            except (ValueError, ArithmeticError, RecursionError):
+                events.append(line)
+    return events
+
+
+def _refuse(word: str) -> Json:
+    raise ValueError(word)
