@@ -226,3 +226,11 @@ def test_the_same_from_python(tmp_path: Path) -> None:
     assert (report.status, report.exit_code) == ("ok", 0)
     assert json.loads(workspace.output("//:eval", "result.json").read_text())["reward"]["sum"] == 2
     assert workspace.build(["//:eval"]).executed > 0, "params are part of the key"
+
+
+def test_each_cell_has_an_output_folder_of_its_own(tmp_path: Path) -> None:
+    cells = {**SPEC, "agent": "${matrix.agent}", "matrix": {"agent": ["builtin:nop", "writer"]}}
+    ws = place(tmp_path, {"solve": cells})
+    ws.build("//:solve")
+    folders = sorted(path.parent.name for path in (ws.folder / "mrp-out").rglob("trials.jsonl"))
+    assert folders == ["solve@agent=builtin:nop", "solve@agent=writer"]

@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from support.sandboxes import BACKENDS, LIMITS, Bench, make_bench, why_not
+from support.sandboxes import BACKENDS, LIMITS, WALLED, Bench, make_bench, why_not
 
 from mrp.runtime.sandbox.protocol import Cancelled
 from mrp.runtime.sandbox.supervise import descendants
@@ -23,22 +23,24 @@ from mrp.specs.work import OUT, SOLUTION, TASK, WORK, Process
 
 @pytest.fixture(scope="module", params=list(BACKENDS))
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    reason = why_not(request.param)
+    yield from opened(request.param)
+
+
+@pytest.fixture(scope="module", params=WALLED)
+def walled(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    yield from opened(request.param)
+
+
+def opened(name: str) -> Iterator[Bench]:
+    reason = why_not(name)
     if reason:
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="mrp-contract-"))
-    made = make_bench(request.param, folder)
+    made = make_bench(name, folder)
     yield made
     made.backend.close()
     made.store.close()
     shutil.rmtree(folder)
-
-
-@pytest.fixture
-def walled(bench: Bench, request: pytest.FixtureRequest) -> Bench:
-    if bench.backend.isolation == "none":
-        pytest.skip("isolation none has no walls")
-    return bench
 
 
 # --- How a process ends -----------------------------------------------------------------------------------------
@@ -653,3 +655,9 @@ def _count_marked(mark: str) -> int:
             except OSError:
                 continue
     return found
+
+
+def test_what_no_package_database_covers_is_not_shown(walled: Bench) -> None:
+    assert Path("/usr/local/bin").is_dir()
+    done = walled.run("sh", "-c", "test ! -e /usr/local && test -e /usr/bin/env")
+    assert done.exit_code == 0

@@ -87,7 +87,7 @@ class _Marks:
     kept: set[Digest] = field(default_factory=set)
     whole_trees: set[Digest] = field(default_factory=set)
     described: dict[Digest, list[tuple[str, Digest]]] = field(default_factory=dict)
-    bytes: int = 0
+    kept_bytes: int = 0
     last_id: int = 0
 
     def needed(self, refs: Iterable[tuple[str, Digest]]) -> tuple[set[Digest], set[Digest]]:
@@ -102,7 +102,7 @@ class _Marks:
     def add(self, objects: set[Digest], blobs: set[Digest]) -> None:
         """Mark tree objects, whose sub-trees are all among them or marked, and blobs."""
         new = (objects | blobs) - self.kept
-        self.bytes += self.size(new)
+        self.kept_bytes += self.size(new)
         self.kept |= new
         self.whole_trees |= objects
 
@@ -160,7 +160,7 @@ def _choose(
                 continue
             objects, blobs = marks.needed(marks.refs_of(entry))
             size = marks.size((objects | blobs) - marks.kept)
-            full = full or (max_bytes is not None and marks.bytes + size > max_bytes)
+            full = full or (max_bytes is not None and marks.kept_bytes + size > max_bytes)
             if used < cutoff and (full or used < oldest):
                 dropped[key] = used
             else:

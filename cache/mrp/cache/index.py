@@ -200,12 +200,13 @@ class Index:
 
     def _needs_creation(self) -> bool:
         path = self._layout.index
+        for place in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
+            with suppress(FileNotFoundError):
+                if not stat.S_ISREG(place.lstat().st_mode):
+                    self._layout.put_aside(place)
         try:
             status = path.lstat()
         except FileNotFoundError:
-            return True
-        if not stat.S_ISREG(status.st_mode):
-            self._layout.put_aside(path)
             return True
         if not os.access(path, os.R_OK | os.W_OK):
             raise not_writable(self._layout.root, path)

@@ -69,7 +69,11 @@ class CommandRule(OneAction):
             "outs": list(task.outs),
         }
         outs = tuple(posixpath.join(task.package, out) for out in task.outs)
-        super().__init__(make_action(ActionKind.COMMAND, task.label, "", preimage, RunCommand(process, outs)))
+        self._reproducible = context.reproducible(task)
+        work = RunCommand(process, outs)
+        super().__init__(
+            make_action(ActionKind.COMMAND, task.label, "", preimage, work, reproducible=self._reproducible)
+        )
 
     def value(self) -> FilesValue:
         result = self.result()
@@ -80,7 +84,7 @@ class CommandRule(OneAction):
             entry = self._store.subtree(tree, posixpath.join(package, out))
             if entry is not None and entry.digest is not None:
                 outputs[out] = Ref("blob" if entry.kind in "fx" else "tree", entry.digest)
-        return FilesValue(tree, outputs, result.reproducible)
+        return FilesValue(tree, outputs, self._reproducible)
 
 
 def _fill(command: tuple[str, ...], srcs: list[str], outs: tuple[str, ...]) -> tuple[str, ...]:

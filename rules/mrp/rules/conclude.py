@@ -59,17 +59,20 @@ def failure_reason(completed: Completed, store: Store, byproducts: Byproducts) -
     return dataclasses.replace(byproducts, reason=reason)
 
 
-def read_document(store: Store, folder: Digest, name: str) -> tuple[Json, str]:
-    """The JSON value of file `name` in a tree, as (value, ""); or (None, why not); (None, "") when it is absent."""
+def read_document(store: Store, folder: Digest, name: str) -> tuple[dict[str, Json] | None, str]:
+    """The JSON object in file `name` of a tree, as (object, ""); or (None, why not); (None, "") when it is absent."""
     entry = store.subtree(folder, name)
-    if entry is None or entry.digest is None or entry.kind not in "fx":
+    if entry is None:
         return None, ""
+    if entry.digest is None or entry.kind not in "fx":
+        return None, f"{name} is not a file"
     if store.size(entry.digest) > MAX_DOCUMENT:
         return None, f"{name} is larger than {MAX_DOCUMENT} bytes"
     try:
-        return _parsed(store.get_bytes(entry.digest)), ""
+        value = _parsed(store.get_bytes(entry.digest))
     except (ValueError, ArithmeticError, RecursionError, UnicodeDecodeError) as error:
         return None, f"{name} is not valid JSON: {error}"
+    return (value, "") if isinstance(value, dict) else (None, f"{name} does not hold an object")
 
 
 def file_digest(store: Store, folder: Digest, name: str) -> Digest | None:
@@ -82,15 +85,15 @@ def numbers(value: Json) -> dict[str, Json] | None:
     """`value` if it is an object of finite numbers (booleans count as 0 and 1), else None."""
     if not isinstance(value, dict) or not value:
         return None
-    found: dict[str, Json] = {}
-    for name, number in value.items():
-        if isinstance(number, bool):
-            found[name] = int(number)
-        elif isinstance(number, int | Decimal) and Decimal(number).is_finite():
-            found[name] = number
-        else:
-            return None
-    return found
+    found = {name: number(item) for name, item in value.items()}
+    return None if None in found.values() else found
+
+
+def number(value: Json) -> Json:
+    """`value` if it is a finite number (a boolean counts as 0 or 1), else None."""
+    if isinstance(value, bool):
+        return int(value)
+    return value if isinstance(value, int | Decimal) and Decimal(value).is_finite() else None
 
 
 def _parsed(data: bytes) -> Json:

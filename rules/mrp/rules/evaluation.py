@@ -5,8 +5,9 @@ from decimal import Decimal
 
 from mrp.cache.canonical import Json
 from mrp.rules.action import ActionKind, make_action
-from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk, subject_tree
+from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk
 from mrp.rules.reduction import ExpectationFailed, RunReducer
+from mrp.rules.rows import artifact_tree
 from mrp.rules.rule import DocumentValue, OneAction, OperatorValue, RuleContext, SandboxValue
 from mrp.specs.errors import InfraError
 from mrp.specs.expressions import parse_expression
@@ -15,7 +16,7 @@ from mrp.specs.work import OUT
 
 
 class EvaluationRule(OneAction):
-    """The subject's outputs stand under /task, by name."""
+    """The subject stands under /task as a folder; see mrp.rules.rows.artifact_tree."""
 
     def __init__(self, task: EvaluateTask, context: RuleContext) -> None:
         if task.model is not None:
@@ -23,17 +24,16 @@ class EvaluationRule(OneAction):
                 f"{task.label} has a model, and this version has no model gateway yet; remove `model`", retryable=False
             )
         self._task, self._store = task, context.store
-        subject = context.values[task.of]
-        self._partial = getattr(subject, "partial", False)
-        self._reproducible = subject.reproducible
+        self._partial = getattr(context.values[task.of], "partial", False)
+        self._reproducible = context.reproducible(task)
         operator = context.value(task.evaluator, OperatorValue)
         sandbox = context.value(task.sandbox, SandboxValue)
-        tree = subject_tree(subject, context.store)
+        tree = artifact_tree(task.of, context)
         process = operator_process(
             operator,
             sandbox.box,
             operator_sdk(operator, context),
-            mounts=contract_mounts(context.store, tree),
+            mounts=contract_mounts(context.store, tree, sandbox.setup),
             outputs=(OUT,),
             env=contract_env(params=task.params),
             timeout=sandbox.box.limits.wall,
@@ -41,10 +41,13 @@ class EvaluationRule(OneAction):
         preimage: dict[str, Json] = {
             "evaluator": operator.digest,
             "box": sandbox.description,
+            "setup": sandbox.setup,
             "params": task.params,
             "subject": tree,
         }
-        super().__init__(make_action(ActionKind.EVALUATION, task.label, "", preimage, RunReducer(process)))
+        work = RunReducer(process)
+        action = make_action(ActionKind.EVALUATION, task.label, "", preimage, work, reproducible=self._reproducible)
+        super().__init__(action)
 
     def value(self) -> DocumentValue:
         result = self.result()

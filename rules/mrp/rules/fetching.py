@@ -5,6 +5,7 @@ So its key holds the pin and the name of the file, never the address: another mi
 
 import posixpath
 import re
+from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from mrp.cache.canonical import Json
@@ -17,6 +18,14 @@ FETCH_VERSION = 1
 _PYPI = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?==[A-Za-z0-9][A-Za-z0-9.!+_-]*\Z")
 _SCHEMES = ("https", "http", "file")
 _GIT_SCHEMES = ("https", "http", "ssh", "file")
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Work: a pinned download; the result is a tree of the files it brought."""
+
+    spec: FetchSpec
+    unpack: bool
 
 
 def check_fetch(spec: FetchSpec) -> list[str]:

@@ -1,6 +1,6 @@
 """Folder records: which folders of a dataset are its records, and what fields they bring."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
 from typing import Any
@@ -25,7 +25,7 @@ def read_folders(
     harbor each folder that has a task.toml; files outside are then left out.
     """
     faults: list[Diagnostic] = []
-    found = _by_folder(sources, roots or _discovered(task.format, sources))
+    found = _by_folder(sources, roots or record_folders(task.format, sources))
     outside = found.pop("", {})
     if roots:
         faults += [
@@ -52,7 +52,8 @@ class _FileFault(Exception):
         self.name, self.fault = name, fault
 
 
-def _discovered(form: str, sources: Mapping[str, object]) -> list[str]:
+def record_folders(form: str, sources: Iterable[str]) -> list[str]:
+    """The folders that are records where nobody names them: the top-level ones; for harbor those with a task.toml."""
     if form == "harbor":
         return [path.rpartition("/")[0] for path in sources if path.endswith(f"/{_TASK_FILE}")]
     return sorted({path.partition("/")[0] for path in sources if "/" in path})

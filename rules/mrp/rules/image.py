@@ -1,16 +1,19 @@
 """Images: a base, layers over it, an environment and a user, described as one JSON document in the store."""
 
 import posixpath
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from mrp.cache.canonical import Json
 from mrp.cache.digest import Digest
 from mrp.cache.store import Entry
-from mrp.rules.action import ActionKind, make_action, put_description
-from mrp.rules.rule import ImageValue, NoAction, OneAction, Rule, RuleContext
+from mrp.rules.action import Action, ActionKind, make_action, put_description
+from mrp.rules.fetching import Fetch, fetch_preimage
+from mrp.rules.rule import ImageValue, NoAction, Rule, RuleContext, Settled, needed
 from mrp.specs.errors import InfraError
-from mrp.specs.ir import ImageTask, LayerSpec
+from mrp.specs.ir import FetchSpec, ImageTask, LayerSpec
+from mrp.specs.results import Result
 
 _LATER_LAYERS = {"pip", "npm", "deb", "run"}
 
@@ -38,26 +41,86 @@ class MakeImage:
 
 
 def image_rule(task: ImageTask, context: RuleContext) -> Rule:
-    """The machine's own /usr with layers over it; other bases are described, keyed, and refused when they must run."""
+    """The machine's own /usr with layers over it. Raises InfraError for bases and layers that nothing here builds."""
     base = _base(task, context)
     if task.label.startswith("builtin:"):
         description = {"base": base, "layers": [], "env": {}, "user": task.user}
         return NoAction(ImageValue(put_description(context.store, description)))
-    layers = tuple(_layer(task, layer, context) for layer in task.layers)
-    preimage = {
-        "base": put_description(context.store, base),
-        "layers": [layer.to_json() for layer in layers],
-        "env": dict(task.env),
-        "user": task.user,
-    }
-    work = MakeImage(base, layers, dict(task.env), task.user)
-    return ImageRule(make_action(ActionKind.IMAGE, task.label, "", preimage, work))
+    for layer in task.layers:
+        if layer.kind in _LATER_LAYERS:
+            raise InfraError(
+                f"{task.label} has a `{layer.kind}` layer, which this version cannot build; use copy, tar, dirs or"
+                " links",
+                retryable=False,
+            )
+    return ImageRule(task, base, context)
 
 
-class ImageRule(OneAction):
+class ImageRule:
+    """Archives that are somewhere else are fetched first, each in an action of its own."""
+
+    def __init__(self, task: ImageTask, base: Json, context: RuleContext) -> None:
+        self._task, self._base, self._context = task, base, context
+        self._reproducible = context.reproducible(task)
+        self._fetched: dict[str, Settled] = {}
+        self._made: Settled | None = None
+
+    def start(self) -> Iterator[Action]:
+        fetches = [self._fetch(number, layer) for number, layer in enumerate(self._task.layers) if _address(layer)]
+        self._outstanding = len(fetches)
+        yield from fetches or [self._image()]
+
+    def settled(self, settled: Settled) -> Iterator[Action]:
+        if settled.action.kind is ActionKind.IMAGE:
+            self._made = settled
+            return
+        self._fetched[settled.action.item] = settled
+        self._outstanding -= 1
+        if not self._outstanding and all(fetch.result is not None for fetch in self._fetched.values()):
+            yield self._image()
+
     def value(self) -> ImageValue:
-        result = self.result()
-        return ImageValue(result.outputs["image"].digest, result.outputs)
+        for settled in self._fetched.values():
+            self._brought(settled)
+        assert self._made is not None, "value() before the action settled"
+        result = needed(self._made, f"{self._task.label} {self._made.outcome.value}")
+        image = result.outputs["image"]
+        return ImageValue(image.digest, {"image": image}, self._reproducible)
+
+    def _fetch(self, number: int, layer: LayerSpec) -> Action:
+        spec = FetchSpec(url=_address(layer), sha256=layer.value["sha256"])
+        preimage = fetch_preimage(spec, unpack=False)
+        return make_action(ActionKind.FETCH, self._task.label, f"layer-{number}", preimage, Fetch(spec, unpack=False))
+
+    def _image(self) -> Action:
+        task, context = self._task, self._context
+        layers = tuple(self._layer(number, layer) for number, layer in enumerate(task.layers))
+        preimage = {
+            "base": put_description(context.store, self._base),
+            "layers": [layer.to_json() for layer in layers],
+            "env": dict(task.env),
+            "user": task.user,
+        }
+        work = MakeImage(self._base, layers, dict(task.env), task.user)
+        return make_action(ActionKind.IMAGE, task.label, "", preimage, work, reproducible=self._reproducible)
+
+    def _layer(self, number: int, layer: LayerSpec) -> Layer:
+        if layer.kind == "copy":
+            return Layer("copy", _copied(layer, self._context))
+        if layer.kind != "tar":
+            return Layer(layer.kind, self._context.files_tree(layer.files), layer.value)
+        pin = {"sha256": layer.value["sha256"]}
+        if _address(layer) is None:
+            return Layer("tar", self._context.files_tree(layer.files), pin)
+        return Layer("tar", self._brought(self._fetched[f"layer-{number}"]).outputs["files"].digest, pin)
+
+    def _brought(self, settled: Settled) -> Result:
+        return needed(settled, f"{self._task.label} {settled.outcome.value}")
+
+
+def _address(layer: LayerSpec) -> str | None:
+    """Where the archive of a tar layer is downloaded from; None when it is a file, or another layer."""
+    return layer.value.get("url") if layer.kind == "tar" else None
 
 
 def _base(task: ImageTask, context: RuleContext) -> Any:
@@ -71,17 +134,6 @@ def _base(task: ImageTask, context: RuleContext) -> Any:
         " use `base: host`",
         retryable=False,
     )
-
-
-def _layer(task: ImageTask, layer: LayerSpec, context: RuleContext) -> Layer:
-    if layer.kind in _LATER_LAYERS:
-        raise InfraError(
-            f"{task.label} has a `{layer.kind}` layer, which this version cannot build; use copy, tar, dirs or links",
-            retryable=False,
-        )
-    if layer.kind == "copy":
-        return Layer("copy", _copied(layer, context))
-    return Layer(layer.kind, context.files_tree(layer.files), layer.value)
 
 
 def _copied(layer: LayerSpec, context: RuleContext) -> Digest:

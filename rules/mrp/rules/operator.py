@@ -7,7 +7,7 @@ from mrp.cache.canonical import Json, canonical_text
 from mrp.cache.digest import Digest
 from mrp.cache.store import Entry, Store
 from mrp.rules.action import put_description
-from mrp.rules.rule import NoAction, OperatorValue, RuleContext, Value
+from mrp.rules.rule import NoAction, OperatorValue, RuleContext
 from mrp.specs.ir import OperatorTask
 from mrp.specs.work import OPERATOR_DIR, OUT, SDK_DIR, SOLUTION, TASK, WORK, Box, Mount, Process
 
@@ -31,7 +31,8 @@ def operator_rule(task: OperatorTask, context: RuleContext) -> NoAction:
     if task.io is not None:
         description["io"] = list(task.io)
     argv = _resolved(task.command or (), context.store.read_tree(tree))
-    return NoAction(OperatorValue(task, put_description(context.store, description), tree, argv))
+    digest = put_description(context.store, description)
+    return NoAction(OperatorValue(task, digest, tree, argv, reproducible=context.reproducible(task)))
 
 
 def operator_process(
@@ -84,13 +85,6 @@ def contract_mounts(store: Store, task: Digest, work: Digest | None = None) -> t
     """/task read-only, and writable /work (empty unless given) and /out."""
     empty = store.put_tree({})
     return (Mount(TASK, task), Mount(WORK, work or empty, writable=True), Mount(OUT, empty, writable=True))
-
-
-def subject_tree(subject: Value, store: Store) -> Digest:
-    """A target's outputs by name, as /task of those that evaluate or publish it."""
-    return store.put_tree(
-        {name: Entry("f" if ref.kind == "blob" else "t", ref.digest) for name, ref in subject.outputs.items()}
-    )
 
 
 def contract_env(record_id: str | None = None, params: Json = None) -> dict[str, str]:

@@ -1,19 +1,18 @@
 """Produce: hand a result to a sink, once, if its gate allows it."""
 
-import json
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Decimal
 
 from mrp.cache.canonical import Json
+from mrp.cache.digest import Digest
 from mrp.cache.store import Store
 from mrp.rules.action import Action, ActionKind, Attempt, make_action
 from mrp.rules.conclude import byproducts_of, failure_reason, file_digest, outcome_of
-from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk, subject_tree
-from mrp.rules.reduction import Rows, input_rows
+from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk
+from mrp.rules.rows import Rows, artifact_tree, input_rows, read_rows, trajectory_rows
 from mrp.rules.rule import (
     DocumentValue,
-    FilesValue,
     OperatorValue,
     ProducedValue,
     RuleContext,
@@ -22,6 +21,7 @@ from mrp.rules.rule import (
     TrialsValue,
     needed,
 )
+from mrp.rules.writes import is_write, read_lines, written_files
 from mrp.specs.errors import BuildFailed
 from mrp.specs.expressions import parse_expression
 from mrp.specs.ir import ProduceTask, SinkSpec
@@ -33,14 +33,13 @@ from mrp.specs.work import OUT, Completed, Process
 class Publish:
     """Work: make the sink hold `content`: rows, a tree, or the JSON lines that a producer wrote.
 
-    `kind` is rows, tree or writes; for rows, `content` names the inputs; `wanted` is results or trajectory.
+    `kind` is rows, tree or writes; for rows, `content` names them.
     """
 
     label: str
     sink: SinkSpec
     kind: str
-    content: tuple[Rows, ...] | Ref
-    wanted: str
+    content: Rows | Ref
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,10 @@ class RunProducer:
         outcome, byproducts = outcome_of(completed), byproducts_of(completed)
         out = completed.outputs.get(OUT)
         writes = file_digest(store, out, "writes.jsonl") if out is not None else None
-        if outcome is not Outcome.OK or writes is None:
-            if outcome is Outcome.OK:
-                outcome = Outcome.FAILED
+        if outcome is not Outcome.OK:
             return Attempt(Result(outcome, completed.limit), failure_reason(completed, store, byproducts))
+        if writes is None:
+            return Attempt(Result(Outcome.FAILED), dataclasses.replace(byproducts, reason="left no /out/writes.jsonl"))
         return Attempt(Result(outcome, outputs={"writes.jsonl": Ref("blob", writes)}), byproducts)
 
 
@@ -65,8 +64,7 @@ class ProduceRule:
 
     def __init__(self, task: ProduceTask, context: RuleContext) -> None:
         self._task, self._context = task, context
-        self._subject = context.values[task.of]
-        if getattr(self._subject, "partial", False):
+        if getattr(context.values[task.of], "partial", False):
             raise BuildFailed(f"{task.label} would publish partial results; build without --items and --limit")
         self._held = not self._gate_is_open()
         self._published: Settled | None = None
@@ -74,12 +72,14 @@ class ProduceRule:
     def start(self) -> Iterator[Action]:
         if self._held:
             return
-        if self._task.producer is not None:
-            yield self._producer_action(self._task.producer)
-        elif isinstance(self._subject, FilesValue):
-            yield self._publish("tree", Ref("tree", self._subject.tree))
+        task, context = self._task, self._context
+        trajectories = trajectory_rows(task.of, context) if task.rows == "trajectory" else None
+        if task.producer is not None:
+            yield self._producer_action(task.producer, artifact_tree(task.of, context, trajectories))
+        elif task.sink.type == "files":
+            yield self._publish("tree", Ref("tree", artifact_tree(task.of, context, trajectories)))
         else:
-            yield self._publish("rows", (input_rows(self._task.of, self._context),))
+            yield self._publish("rows", trajectories or input_rows(task.of, context))
 
     def settled(self, settled: Settled) -> Iterator[Action]:
         if settled.action.item == "producer" and settled.result is not None and settled.outcome is Outcome.OK:
@@ -92,7 +92,8 @@ class ProduceRule:
             return ProducedValue("held", {})
         assert self._published is not None, "value() before the action settled"
         result = needed(self._published, f"{self._task.label} was not published")
-        return ProducedValue(str(result.values.get("status", "written")), result.outputs)
+        status = str(result.values.get("status", "written"))
+        return ProducedValue(status, result.outputs, self._context.reproducible(self._task))
 
     def _gate_is_open(self) -> bool:
         if self._task.gate is None:
@@ -100,55 +101,65 @@ class ProduceRule:
         return parse_expression(self._task.gate).evaluate(self._fields()) is True
 
     def _fields(self) -> Json:
-        subject = self._subject
+        subject = self._context.values[self._task.of]
         if isinstance(subject, DocumentValue):
             return subject.document
         if isinstance(subject, TrialsValue):
             return {"count": subject.count, "scored": subject.scored}
         return {}
 
-    def _publish(self, kind: str, content: tuple[Rows, ...] | Ref) -> Action:
+    def _publish(self, kind: str, content: Rows | Ref) -> Action:
         task = self._task
-        work = Publish(task.label, task.sink, kind, content, task.rows)
-        named = content.to_json() if isinstance(content, Ref) else [[rows.kind, rows.digest] for rows in content]
+        work = Publish(task.label, task.sink, kind, content)
         schema = task.sink.schema.digest if task.sink.schema is not None else None
         sink = {"type": task.sink.type, "path": task.sink.path, "mode": task.sink.mode, "schema": schema}
-        return make_action(
-            ActionKind.PRODUCE, task.label, "", {"sink": sink, "content": named, "rows": task.rows}, work
-        )
+        preimage = {"sink": sink, "content": content.to_json(), "rows": task.rows}
+        good = self._context.reproducible(task)
+        return make_action(ActionKind.PRODUCE, task.label, "", preimage, work, reproducible=good)
 
-    def _producer_action(self, label: str) -> Action:
+    def _producer_action(self, label: str, subject: Digest) -> Action:
         context = self._context
         operator = context.value(label, OperatorValue)
         sandbox = context.value(self._task.sandbox, SandboxValue)
-        subject = subject_tree(self._subject, context.store)
         process = operator_process(
             operator,
             sandbox.box,
             operator_sdk(operator, context),
-            mounts=contract_mounts(context.store, subject),
+            mounts=contract_mounts(context.store, subject, sandbox.setup),
             outputs=(OUT,),
             env=contract_env(),
             timeout=sandbox.box.limits.wall,
         )
-        preimage = {"producer": operator.digest, "box": sandbox.description, "subject": subject}
-        return make_action(ActionKind.PRODUCE, self._task.label, "producer", preimage, RunProducer(process))
+        preimage = {
+            "producer": operator.digest,
+            "box": sandbox.description,
+            "setup": sandbox.setup,
+            "subject": subject,
+        }
+        good = context.reproducible(self._task)
+        work = RunProducer(process)
+        return make_action(ActionKind.PRODUCE, self._task.label, "producer", preimage, work, reproducible=good)
 
 
 def published_rows(work: Publish, store: Store) -> Iterator[Json]:
     """The rows that a Publish of kind rows hands to its sink: a document's own `rows`, else the document."""
-    from mrp.rules.reduction import read_rows
-
-    assert isinstance(work.content, tuple)
-    for row in read_rows(work.content, store):
-        if work.content[0].kind == "document" and isinstance(row, dict) and isinstance(row.get("rows"), list):
+    assert isinstance(work.content, Rows)
+    for row in read_rows((work.content,), store):
+        if work.content.kind == "document" and isinstance(row.get("rows"), list):
             yield from row["rows"]
         else:
             yield row
 
 
 def producer_writes(work: Publish, store: Store) -> Iterator[Json]:
-    """The lines of a producer's writes.jsonl."""
+    """What a producer gives to its sink: the files for a files sink, else rows.
+
+    A line of its writes.jsonl that is no file is a row, and the lines of the files are rows.
+    """
     assert isinstance(work.content, Ref)
-    for line in store.get_bytes(work.content.digest).splitlines():
-        yield json.loads(line, parse_float=Decimal)
+    for line in read_lines(work.content.digest, store, work.label):
+        if work.sink.type == "files" or not is_write(line):
+            yield line
+            continue
+        for path, data in written_files([line], work.label).items():
+            yield from read_lines(store.put_bytes(data), store, f"{work.label} in {path}")

@@ -2,27 +2,18 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 
-from mrp.cache.canonical import Json, canonical_bytes
-from mrp.cache.digest import Digest
-from mrp.cache.store import Entry, Store
+from mrp.cache.canonical import Json, canonical_bytes, canonical_text
+from mrp.cache.store import Store
 from mrp.rules.action import Action, ActionKind, Attempt, make_action
 from mrp.rules.conclude import byproducts_of, failure_reason, file_digest, outcome_of, read_document, reproducible
 from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk
-from mrp.rules.records import read_index
 from mrp.rules.reducers import REDUCERS, render_markdown, run_reducer
-from mrp.rules.rule import (
-    DatasetValue,
-    DocumentValue,
-    OneAction,
-    OperatorValue,
-    RuleContext,
-    SandboxValue,
-    TrialsValue,
-)
+from mrp.rules.rows import Rows, input_rows, read_rows, trials_tree
+from mrp.rules.rule import DocumentValue, OneAction, OperatorValue, RuleContext, SandboxValue, TrialsValue
+from mrp.rules.tables import render_json
 from mrp.specs.errors import BuildFailed, InfraError
 from mrp.specs.expressions import parse_expression
 from mrp.specs.ir import ReduceTask
@@ -39,15 +30,6 @@ class ExpectationFailed(BuildFailed):
 
 
 @dataclass(frozen=True)
-class Rows:
-    """One input of a reduction: `kind` is trials, records or document; `digest` a blob of the store."""
-
-    kind: str
-    label: str
-    digest: Digest
-
-
-@dataclass(frozen=True)
 class RunBuiltinReducer:
     """Work: a built-in reducer over rows in canonical order."""
 
@@ -59,7 +41,8 @@ class RunBuiltinReducer:
 
     def perform(self, store: Store) -> Attempt:
         try:
-            document = run_reducer(self.reducer, self._rows(store), params=self.params, group_by=self.group_by)
+            rows = read_rows(self.inputs, store, self.select)
+            document = run_reducer(self.reducer, rows, params=self.params, group_by=self.group_by)
         except ValueError as error:
             return Attempt(Result(Outcome.FAILED), Byproducts(reason=str(error), isolation=ENGINE))
         outputs = {
@@ -67,12 +50,6 @@ class RunBuiltinReducer:
             "result.md": Ref("blob", store.put_bytes(render_markdown(document).encode())),
         }
         return Attempt(Result(Outcome.OK, outputs=outputs), Byproducts(isolation=ENGINE))
-
-    def _rows(self, store: Store) -> Iterator[Json]:
-        chosen = parse_expression(self.select) if self.select is not None else None
-        for row in read_rows(self.inputs, store):
-            if chosen is None or chosen.evaluate(row) is True:
-                yield row
 
 
 @dataclass(frozen=True)
@@ -92,8 +69,7 @@ class RunReducer:
             return Attempt(Result(Outcome.FAILED), dataclasses.replace(byproducts, reason=reason))
         outputs = {"result.json": Ref("blob", store.put_bytes(canonical_bytes(document) + b"\n"))}
         page = file_digest(store, out, "result.md")
-        text = store.get_bytes(page) if page is not None else render_markdown(document).encode()
-        outputs["result.md"] = Ref("blob", store.put_bytes(text))
+        outputs["result.md"] = Ref("blob", page or store.put_bytes(_page(document).encode()))
         return Attempt(Result(outcome, outputs=outputs, reproducible=reproducible(completed)), byproducts)
 
 
@@ -104,7 +80,7 @@ class ReductionRule(OneAction):
         self._task, self._store = task, context.store
         values = [context.values[label] for label in task.of]
         self._trials = [value for value in values if isinstance(value, TrialsValue)]
-        self._reproducible = all(value.reproducible for value in values)
+        self._reproducible = context.reproducible(task)
         self._partial = any(getattr(value, "partial", False) for value in values)
         self._refuse_unfinished()
         inputs = tuple(input_rows(label, context) for label in task.of)
@@ -122,15 +98,18 @@ class ReductionRule(OneAction):
         count = sum(value.count for value in self._trials)
         scored = sum(value.scored for value in self._trials)
         if count and Decimal(scored) / count < self._task.min_success:
+            problem = next((value.problem for value in self._trials if value.problem), "")
+            because = f" ({problem})" if problem else ""
             raise InfraError(
                 f"{self._task.label} needs an outcome for {self._task.min_success:.0%} of its trials, but"
-                f" {count - scored} of {count} ended without one; build again to run those, or lower min_success"
+                f" {count - scored} of {count} ended without one{because}; build again to run those,"
+                " or lower min_success"
             )
 
     def _make(self, inputs: tuple[Rows, ...], context: RuleContext) -> Action:
         task = self._task
         preimage: dict[str, Json] = {
-            "inputs": [[rows.kind, rows.digest] for rows in inputs],
+            "inputs": [rows.to_json() for rows in inputs],
             "params": task.params,
             "group_by": list(task.group_by),
             "select": task.select,
@@ -142,52 +121,25 @@ class ReductionRule(OneAction):
         else:
             operator = context.value(task.reducer, OperatorValue)
             sandbox = context.value(task.sandbox, SandboxValue)
-            preimage |= {"reducer": operator.digest, "box": sandbox.description}
+            preimage |= {"reducer": operator.digest, "box": sandbox.description, "setup": sandbox.setup}
+            trials = trials_tree(inputs, task.select, context.store)
             work = RunReducer(
                 operator_process(
                     operator,
                     sandbox.box,
                     operator_sdk(operator, context),
-                    mounts=contract_mounts(context.store, _trials_tree(inputs, task, context.store)),
+                    mounts=contract_mounts(context.store, trials, sandbox.setup),
                     outputs=(OUT,),
-                    env=contract_env(params=task.params),
+                    env={**contract_env(params=task.params), "MRP_GROUP_BY": canonical_text(list(task.group_by))},
                     timeout=sandbox.box.limits.wall,
                 )
             )
-        return make_action(ActionKind.REDUCTION, task.label, "", preimage, work)
+        return make_action(ActionKind.REDUCTION, task.label, "", preimage, work, reproducible=self._reproducible)
 
 
-def input_rows(label: str, context: RuleContext) -> Rows:
-    """What a target gives to those that reduce, evaluate or produce it."""
-    value = context.values[label]
-    if isinstance(value, TrialsValue):
-        return Rows("trials", label, value.trials)
-    if isinstance(value, DatasetValue):
-        return Rows("records", label, value.index)
-    if isinstance(value, DocumentValue):
-        return Rows("document", label, value.outputs["result.json"].digest)
-    raise BuildFailed(f"{label} has no rows to reduce; name a rollout, a dataset, a reduction or an evaluation")
-
-
-def read_rows(inputs: tuple[Rows, ...], store: Store) -> Iterator[Json]:
-    """Rows in canonical order: inputs as named, trials by id and sample, records by id, a document as one row."""
-    for rows in inputs:
-        if rows.kind == "trials":
-            for line in store.get_bytes(rows.digest).splitlines():
-                yield json.loads(line, parse_float=Decimal)
-        elif rows.kind == "records":
-            for record in read_index(rows.digest, store):
-                yield {"id": record.id, "target": rows.label, **record.public}
-        else:
-            yield json.loads(store.get_bytes(rows.digest), parse_float=Decimal)
-
-
-def _trials_tree(inputs: tuple[Rows, ...], task: ReduceTask, store: Store) -> Digest:
-    """/task of a reducer: trials.jsonl, and the trial's trees under trees/<digest>."""
-    chosen = parse_expression(task.select) if task.select is not None else None
-    rows = [row for row in read_rows(inputs, store) if chosen is None or chosen.evaluate(row) is True]
-    lines = b"".join(canonical_bytes(row) + b"\n" for row in rows)
-    entries = {"trials.jsonl": Entry("f", store.put_bytes(lines), None)}
-    for tree in sorted({row["tree"] for row in rows if isinstance(row.get("tree"), str)}):
-        entries[f"trees/{tree}"] = Entry("t", Digest(tree), None)
-    return store.put_tree(entries)
+def _page(document: dict[str, Json]) -> str:
+    """The result.md of a document that may only look like one of ours."""
+    try:
+        return render_markdown(document)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return render_json(document)

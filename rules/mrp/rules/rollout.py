@@ -17,14 +17,16 @@ from mrp.rules.conclude import (
     byproducts_of,
     failure_reason,
     file_digest,
+    number,
     numbers,
     outcome_of,
     read_document,
     reproducible,
 )
+from mrp.rules.diffing import tree_diff
 from mrp.rules.interpolate import Template, TemplateError, parse_template
 from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk
-from mrp.rules.records import Record, read_index
+from mrp.rules.records import PublicFields, Record, read_index
 from mrp.rules.rule import (
     DatasetValue,
     OperatorValue,
@@ -40,6 +42,8 @@ from mrp.specs.results import Byproducts, Outcome, Ref, Result
 from mrp.specs.work import OUT, SOLUTION, WORK, Completed, Mount, Process
 
 LANGUAGE_VERSION = 1
+
+_MAX_REWARD_TEXT = 4096
 
 _NOT_RUN = (Outcome.CANCELLED, Outcome.BUDGET)
 
@@ -65,15 +69,18 @@ class RunTrial:
         values: dict[str, Json] = {}
         if problem and outcome is Outcome.OK:
             outcome, byproducts = Outcome.FAILED, dataclasses.replace(byproducts, reason=problem)
-        if isinstance(document, dict):
+        if document is not None:
             outcome, byproducts = _agent_says(document, outcome, byproducts)
-            if self.report is not None:
-                metrics = numbers(document.get("metrics")) or {}
-                values = {"reward": metrics[self.report]} if self.report in metrics else {}
+            metrics = document.get("metrics")
+            reward = number(metrics.get(self.report)) if self.report and isinstance(metrics, dict) else None
+            values = {} if reward is None else {"reward": reward}
         if outcome is not Outcome.OK:
             byproducts = failure_reason(completed, store, byproducts)
         if out is not None:
             byproducts = dataclasses.replace(byproducts, trajectory=file_digest(store, out, "trajectory.jsonl"))
+        given = next((mount.tree for mount in self.process.mounts if mount.path == WORK), None)
+        if given is not None:
+            byproducts = dataclasses.replace(byproducts, diff=tree_diff(given, completed.outputs[WORK], store))
         result = Result(
             outcome,
             completed.limit,
@@ -124,8 +131,10 @@ class RolloutRule:
         self._rows: dict[tuple[str, int], bytes] = {}
         self._waiting: dict[str, tuple[Record, int, Result]] = {}
         self._trials: dict[str, tuple[Record, int]] = {}
+        self._trajectories: dict[tuple[str, int], Digest] = {}
         self._scored = 0
-        self._reproducible = self._dataset.reproducible
+        self._problem = ""
+        self._inputs_reproducible = self._reproducible = context.reproducible(task)
         self._partial = False
 
     def start(self) -> Iterator[Action]:
@@ -139,28 +148,31 @@ class RolloutRule:
         item = settled.action.item
         if settled.action.kind is ActionKind.TRIAL:
             record, sample = self._trials.pop(item)
+            if settled.trajectory is not None:
+                self._trajectories[record.id, sample] = settled.trajectory
             if settled.result is None:
-                self._row(record, sample, settled.outcome, None, None)
+                self._row(record, sample, settled, None, None)
             elif self._task.grade is None or self._report is not None:
-                rewards = settled.result.values or None
-                self._row(record, sample, settled.outcome, settled.result, rewards)
+                self._row(record, sample, settled, settled.result, settled.result.values or None)
             else:
                 self._waiting[item] = (record, sample, settled.result)
                 yield self._grade(record, item, settled.result)
             return
         record, sample, trial = self._waiting.pop(item)
-        if settled.result is None:
-            self._row(record, sample, trial.outcome, trial, None)
-        else:
-            self._reproducible = self._reproducible and settled.result.reproducible
-            self._row(record, sample, trial.outcome, trial, settled.result.values)
+        self._row(record, sample, settled, trial, settled.result.values if settled.result is not None else None)
 
     def value(self) -> TrialsValue:
-        rows = b"".join(self._rows[key] for key in sorted(self._rows))
-        trials = self._store.put_bytes(rows)
-        outputs = {"trials.jsonl": Ref("blob", trials)}
-        count = len(self._rows)
-        return TrialsValue(trials, count, self._scored, outputs, self._reproducible, self._partial)
+        trials = self._store.put_bytes(b"".join(self._rows[key] for key in sorted(self._rows)))
+        return TrialsValue(
+            trials,
+            len(self._rows),
+            self._scored,
+            {"trials.jsonl": Ref("blob", trials)},
+            self._reproducible,
+            self._partial,
+            self._problem,
+            self._trajectories,
+        )
 
     def _selected(self) -> Iterator[Record]:
         chosen = self._context.selection
@@ -209,9 +221,8 @@ class RolloutRule:
         outputs, result = [WORK, OUT], (OUT, "result.json")
         if agent.task.io is not None:
             given, left = (posixpath.split(path) for path in agent.task.io)
-            mounts.append(Mount(given[0], self._input_file(record, sample, seed, given[1]), writable=True))
-            if left[0] not in (mount.path for mount in mounts):
-                mounts.append(Mount(left[0], self._store.put_tree({}), writable=True))
+            self._lay_over(mounts, given[0], self._input_file(record, sample, seed, given[1]))
+            self._lay_over(mounts, left[0], self._store.put_tree({}))
             outputs.append(left[0])
             result = left
         process = operator_process(
@@ -232,6 +243,7 @@ class RolloutRule:
             retries=task.retries,
             usd=task.cost.usd,
             tokens=task.cost.tokens,
+            reproducible=self._inputs_reproducible,
         )
 
     def _grade(self, record: Record, item: str, trial: Result) -> Action:
@@ -262,7 +274,13 @@ class RolloutRule:
             )
         preimage = {"base": self._grade_base, "record": record.id, "task": record.grader, "work": work}
         return make_action(
-            ActionKind.GRADE, self._task.label, item, preimage, RunGrade(process), retries=self._task.retries
+            ActionKind.GRADE,
+            self._task.label,
+            item,
+            preimage,
+            RunGrade(process),
+            retries=self._task.retries,
+            reproducible=self._inputs_reproducible and trial.reproducible,
         )
 
     def _trial_base(self) -> Digest:
@@ -275,6 +293,7 @@ class RolloutRule:
                 "box": self._sandbox.description,
                 "setup": self._sandbox.setup,
                 "params": task.params,
+                "matrix": self._matrix_in_env(),
                 "env": dict(task.env),
                 "seed": task.seed,
                 "epoch": task.epoch,
@@ -284,6 +303,11 @@ class RolloutRule:
                 "language": LANGUAGE_VERSION,
             },
         )
+
+    def _matrix_in_env(self) -> dict[str, Json]:
+        """The axes that the environment shows; the others reach a trial only as params, which may override them."""
+        words = {name for template in self._templates.values() for name in template.names()}
+        return {axis: value for axis, value in self._task.matrix.items() if f"matrix.{axis}" in words}
 
     def _grader_base(self) -> Digest | None:
         grade = self._task.grade
@@ -325,10 +349,20 @@ class RolloutRule:
         except TemplateError as error:
             raise BuildFailed(f"{self._task.label}[{record.id}]: env: {error}") from None
 
+    def _lay_over(self, mounts: list[Mount], path: str, tree: Digest) -> None:
+        """Add a writable mount; where there is one already, put the tree over what stands there."""
+        for place, mount in enumerate(mounts):
+            if mount.path == path:
+                merged = self._store.merge_trees([mount.tree, tree])
+                mounts[place] = dataclasses.replace(mount, tree=merged)
+                return
+        mounts.append(Mount(path, tree, writable=True))
+
     def _input_file(self, record: Record, sample: int, seed: int, name: str) -> Digest:
         """The folder of the one file that an agent with `files` reads."""
+        view = PublicFields(record.solver, self._store) if self._agent.task.sees == "solution" else record.public
         content = {
-            "record": {"id": record.id, **record.public},
+            "record": {"id": record.id, **view},
             "params": self._task.params,
             "seed": seed,
             "sample": sample,
@@ -337,14 +371,24 @@ class RolloutRule:
         return self._store.put_tree({name: Entry("f", self._store.put_bytes(canonical_bytes(content)))})
 
     def _row(
-        self, record: Record, sample: int, outcome: Outcome, trial: Result | None, rewards: Mapping[str, Json] | None
+        self,
+        record: Record,
+        sample: int,
+        last: Settled,
+        trial: Result | None,
+        rewards: Mapping[str, Json] | None,
     ) -> None:
+        """Note a trial whose `last` action ended: itself, or its grade."""
+        outcome = trial.outcome if trial is not None else last.outcome
         if outcome in _NOT_RUN:
             self._partial = True
             return
-        self._scored += trial is not None
-        if trial is not None:
-            self._reproducible = self._reproducible and trial.reproducible
+        if last.result is not None:
+            self._scored += 1
+        elif not self._problem:
+            self._problem = f"{last.action.kind.value} of {_item(record.id, sample)}: {last.reason}"
+        for result in (trial, last.result):
+            self._reproducible = self._reproducible and (result is None or result.reproducible)
         row = {
             "id": record.id,
             "sample": sample,
@@ -355,6 +399,8 @@ class RolloutRule:
             "params": dict(self._task.params),
             "outcome": outcome.value,
             "limit": trial.limit if trial is not None else None,
+            "sees": self._agent.task.sees,
+            "graded": None if self._task.grade is None else "self" if self._report is not None else "grader",
             "rewards": dict(rewards) if rewards else None,
             "tree": trial.outputs["work"].digest if trial is not None else None,
         }
@@ -405,6 +451,8 @@ def _rewards(store: Store, completed: Completed) -> tuple[dict[str, Json], str]:
                 return {"reward": 0}, problem or "reward.json is not an object of numbers"
             return rewards, ""
         text = file_digest(store, out, "reward.txt")
+        if text is not None and store.size(text) > _MAX_REWARD_TEXT:
+            return {"reward": 0}, f"reward.txt is larger than {_MAX_REWARD_TEXT} bytes"
         if text is not None:
             return _reward_text(store.get_bytes(text))
     return {"reward": 1 if completed.exit_code == 0 else 0}, ""

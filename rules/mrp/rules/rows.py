@@ -29,6 +29,10 @@ class Rows:
     label: str
     digest: Digest
 
+    def to_json(self) -> Json:
+        """What its rows depend on: those of a dataset name it as their `target`, the other kinds hold all they say."""
+        return [self.kind, self.digest, self.label] if self.kind == "records" else [self.kind, self.digest]
+
 
 def input_rows(label: str, context: RuleContext) -> Rows:
     """What a target gives; raises BuildFailed for kinds that have no rows."""

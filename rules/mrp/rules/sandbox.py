@@ -17,8 +17,7 @@ from mrp.specs.work import WORK, Box, Completed, Mount, Process
 
 def sandbox_rule(task: SandboxTask, context: RuleContext) -> Rule:
     """Resolves a sandbox to a Box; with `setup`, an action makes the tree that each working folder starts from."""
-    if task.volumes:
-        raise InfraError(f"{task.label} has volumes, which this version cannot mount yet; remove them", retryable=False)
+    _refuse_later(task)
     box = Box(
         image=context.value(task.image, ImageValue).image,
         network=task.network,
@@ -29,8 +28,21 @@ def sandbox_rule(task: SandboxTask, context: RuleContext) -> Rule:
     )
     description = put_description(context.store, box_json(box))
     if not task.setup:
-        return NoAction(SandboxValue(task, box, description))
+        return NoAction(SandboxValue(task, box, description, reproducible=context.reproducible(task)))
     return SetupRule(task, box, description, context)
+
+
+def _refuse_later(task: SandboxTask) -> None:
+    """Raise InfraError for what no backend of this version can give, before anything runs in such a sandbox."""
+    asked = {
+        "volumes, which this version cannot mount": bool(task.volumes),
+        "an allowlist of hosts, which this version cannot keep; use `network: none`": isinstance(task.network, tuple),
+        "gpus in its limits, which this version cannot give": task.limits.gpus is not None,
+    }
+    for what, is_asked in asked.items():
+        if is_asked:
+            step = "" if ";" in what else "; remove them"
+            raise InfraError(f"{task.label} has {what}{step}", retryable=False)
 
 
 def box_json(box: Box) -> Json:
@@ -81,12 +93,13 @@ class SetupRule(OneAction):
             timeout=task.limits.wall,
         )
         preimage = {"box": description, "run": [list(step) for step in task.setup]}
-        super().__init__(make_action(ActionKind.SETUP, task.label, "", preimage, RunSetup(process)))
+        self._reproducible = context.reproducible(task)
+        work = RunSetup(process)
+        super().__init__(make_action(ActionKind.SETUP, task.label, "", preimage, work, reproducible=self._reproducible))
 
     def value(self) -> SandboxValue:
-        result = self.result()
-        tree = result.outputs["work"].digest
-        return SandboxValue(self._task, self._box, self._description, tree, reproducible=result.reproducible)
+        tree = self.result().outputs["work"].digest
+        return SandboxValue(self._task, self._box, self._description, tree, reproducible=self._reproducible)
 
 
 def _one_argv(steps: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:

@@ -23,6 +23,11 @@ def render_markdown(document: Mapping[str, Json]) -> str:
         return _summary(document)
     if isinstance(rows, list | tuple) and all(isinstance(row, Mapping) for row in rows):
         return _listing([flatten(row) for row in rows])
+    return render_json(document)
+
+
+def render_json(document: Mapping[str, Json]) -> str:
+    """`document` as indented JSON."""
     text = json.dumps(json.loads(canonical_text(document)), indent=2, ensure_ascii=False)
     return f"```json\n{text}\n```\n"
 

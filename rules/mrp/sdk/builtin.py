@@ -19,7 +19,7 @@ class Oracle(Agent):
 
     def run(self, task: Task, ctx: Context) -> Result:
         """Apply the solution; failed when there is none, or when solve.sh ends with another code than 0."""
-        if task.solution is None or not os.listdir(task.solution):  # noqa: PTH208
+        if task.solution is None or not os.listdir(task.solution):
             return Result("failed", "the record has no solution; declare `solution` in its dataset")
         script = task.solution / "solve.sh"
         if not script.is_file():
@@ -54,7 +54,7 @@ def copy_over(source: Path, target: Path) -> None:
         if place.is_symlink() or place.exists():
             place.unlink()
         if entry.is_symlink():
-            place.symlink_to(os.readlink(entry.path))  # noqa: PTH115
+            place.symlink_to(os.readlink(entry.path))
             continue
         place.write_bytes(Path(entry.path).read_bytes())
         place.chmod(0o755 if entry.stat().st_mode & 0o100 else 0o644)

@@ -245,7 +245,7 @@ class _Building:
         for _ in range(_MOST_PASSES):
             self._account.begin_pass()
             for account in accounts:
-                account.estimate_usd = account.spent_usd
+                account.begin_pass()
             coordinator = Coordinator(
                 plan=self._plan,
                 known=self._datasets,

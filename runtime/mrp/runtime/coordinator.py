@@ -300,7 +300,7 @@ class Coordinator:
                 for answered in (action, *self._followers.pop(action.key)):
                     self._settle_hit(answered, decision.entry)
             else:
-                self._money.estimate(action.label, action.usd)
+                self._money.estimate(action.label, action.usd, action.tokens)
                 self.account.estimate_usd += action.usd
                 self._schedule.add(action.label, action, urgent=action.kind is ActionKind.GRADE)
                 self._reasons[action.key] = decision.reason

@@ -149,9 +149,13 @@ class EventLog:
 
 
 def read_events(path: Path) -> list[dict[str, Json]]:
-    """The events of a log; lines that are no events, such as a last one cut off by a crash, are left out."""
-    found = []
-    for line in path.read_bytes().splitlines():
+    """The events of a log; lines that are no events, such as a last one cut off by a crash, are left out; [] when it cannot be read."""
+    found: list[dict[str, Json]] = []
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return found
+    for line in data.splitlines():
         try:
             event = json.loads(line, parse_float=Decimal)
         except ValueError:

@@ -11,13 +11,13 @@ from mrp.cache.digest import Digest
 from mrp.cache.errors import CacheError, MissingBlob
 from mrp.cache.store import Store
 from mrp.rules.action import Action, Attempt, EngineWork, ProcessWork
-from mrp.rules.dataset import Fetch
+from mrp.rules.fetching import Fetch
 from mrp.rules.image import MakeImage
 from mrp.rules.produce import Publish, producer_writes, published_rows
 from mrp.runtime.sandbox.protocol import Backend, Cancelled
 from mrp.runtime.secret_values import Secrets
 from mrp.runtime.state import unwritable
-from mrp.specs.errors import InfraError, MrpError
+from mrp.specs.errors import BuildFailed, InfraError, MrpError
 from mrp.specs.results import Byproducts, Outcome, Ref, Result, Usage
 from mrp.specs.work import ENGINE
 
@@ -73,6 +73,8 @@ class Executor:
             except CacheError as error:
                 damaged = isinstance(error, MissingBlob)
                 return Executed(action, Outcome.INFRA_ERROR, None, str(error), tuple(failures), damaged=damaged)
+            except BuildFailed as error:
+                return Executed(action, Outcome.FAILED, None, str(error), tuple(failures))
             except MrpError as error:
                 return Executed(action, Outcome.DENIED, None, str(error), tuple(failures))
             except Exception as error:
@@ -109,10 +111,14 @@ class Executor:
         raise InfraError(f"{action.label} asks for {type(work).__name__}, which nothing here can do", retryable=False)
 
     def _image(self, work: MakeImage) -> Attempt:
-        from mrp.runtime.images.layers import make_image
+        from mrp.runtime.images.layers import image_layers, make_image
 
         description = make_image(work, self.store)
-        return Attempt(Result(Outcome.OK, outputs={"image": Ref("blob", description)}), Byproducts(isolation=ENGINE))
+        layers = image_layers(description, self.store)
+        # The layers' trees are outputs as well, so that an image that lost one of their files is no hit.
+        outputs = {"image": Ref("blob", description)}
+        outputs |= {f"layer-{number}": Ref("tree", tree) for number, tree in enumerate(layers)}
+        return Attempt(Result(Outcome.OK, outputs=outputs), Byproducts(isolation=ENGINE))
 
     def _fetch(self, work: Fetch) -> Attempt:
         from mrp.runtime.fetch import fetch

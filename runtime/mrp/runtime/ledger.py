@@ -4,6 +4,7 @@ A run adds a row only where something changed, so a build with nothing to do wri
 checksum; one that does not match it is not told to anyone.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -100,7 +101,7 @@ class Ledger:
             try:
                 return work(self._connected())
             except _FAILURES as error:
-                if not _is_damage(error):
+                if not self._is_damage(error):
                     raise
             self._begin_anew()
             return work(self._connected())
@@ -122,6 +123,11 @@ class Ledger:
             database.executescript(_SCHEMA)
         return self._database
 
+    def _is_damage(self, error: Exception) -> bool:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        # A file that may be written to is called read-only when its header or its log are damaged.
+        return code in _DAMAGE or (code == sqlite3.SQLITE_READONLY and os.access(self._path, os.W_OK))
+
     def _begin_anew(self) -> None:
         self.close()
         with explained(self._path):
@@ -132,10 +138,6 @@ class Ledger:
 
 # A damaged schema makes the sqlite3 module fail to decode SQLite's own message.
 _FAILURES = (sqlite3.Error, UnicodeDecodeError)
-
-
-def _is_damage(error: Exception) -> bool:
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _DAMAGE
 
 
 def _record(database: sqlite3.Connection, run: str, lines: list[tuple[DigestLine, bool]]) -> int:

@@ -21,6 +21,11 @@ class Account:
     reserved_usd: Decimal = Decimal(0)
     reserved_tokens: int = 0
     estimate_usd: Decimal = Decimal(0)
+    estimate_tokens: int = 0
+
+    def begin_pass(self) -> None:
+        """Estimate anew: what was spent is certain, and what must still run is added as it is found."""
+        self.estimate_usd, self.estimate_tokens = self.spent_usd, self.spent_tokens
 
 
 class Money:
@@ -33,13 +38,15 @@ class Money:
     @property
     def is_capped(self) -> bool:
         """Whether any account limits what may be spent."""
-        return any(account.usd is not None for account in self._accounts)
+        return any(account.usd is not None or account.tokens is not None for account in self._accounts)
 
     def estimate_refusal(self) -> str | None:
         """Why what must run is estimated over a cap, or None."""
         for account in self._accounts:
             if account.usd is not None and account.estimate_usd > account.usd:
                 return f"{account.name} would cost {account.estimate_usd} usd, and its budget is {account.usd}"
+            if account.tokens is not None and account.estimate_tokens > account.tokens:
+                return f"{account.name} would need {account.estimate_tokens} tokens, and its budget is {account.tokens}"
         return None
 
     def refusal(self, label: str, usd: Decimal, tokens: int) -> str | None:
@@ -53,10 +60,11 @@ class Money:
                 return f"{account.name} has spent {account.spent_usd} usd, over 120% of its {account.estimate_usd}"
         return None
 
-    def estimate(self, label: str, usd: Decimal) -> None:
-        """An action that must run is expected to cost `usd`."""
+    def estimate(self, label: str, usd: Decimal, tokens: int) -> None:
+        """An action that must run is expected to cost so much."""
         for account in self._of(label):
             account.estimate_usd += usd
+            account.estimate_tokens += tokens
 
     def reserve(self, label: str, usd: Decimal, tokens: int) -> None:
         for account in self._of(label):

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from mrp.cache.digest import digest_bytes
 from mrp.cache.store import Store
 from mrp.runtime.state import explained, locked, state_folder
 from mrp.specs.labels import parse_label
@@ -12,11 +13,19 @@ from mrp.specs.results import Ref
 
 FOLDER = "mrp-out"
 
+_MAX_NAME = 200
+
 
 def output_folder(workspace: Path, label: str) -> Path:
-    """`mrp-out/<package>/<name>`, with a matrix cell as part of the name."""
+    """`mrp-out/<package>/<name>`, with a matrix cell as part of the name, and a `/` in it as `%2F`.
+
+    Of a name that is too long for a folder, a digest stands for the end.
+    """
     parsed = parse_label(label)
-    name = str(parsed).rpartition(":")[2]
+    name = str(parsed.task).partition(":")[2].replace("/", "%2F")
+    if len(name.encode()) > _MAX_NAME:
+        start = name.encode()[: _MAX_NAME - 17].decode(errors="ignore")
+        name = f"{start}-{digest_bytes(name.encode())[:16]}"
     return workspace / FOLDER / parsed.package / name
 
 
@@ -42,7 +51,7 @@ def publish(workspace: Path, label: str, outputs: Mapping[str, Ref], store: Stor
         _make_folder(folder, workspace / FOLDER)
         for name, target in wanted.items():
             _link(folder / name, target, folder)
-        _remove_others(folder, wanted)
+        _remove_others(folder, wanted, workspace)
     return folder
 
 
@@ -69,12 +78,16 @@ def _link(path: Path, target: str, folder: Path) -> None:
     temporary.replace(path)
 
 
-def _remove_others(folder: Path, wanted: Mapping[str, str]) -> None:
-    for current, folders, files in os.walk(folder, topdown=False):
+def _remove_others(folder: Path, wanted: Mapping[str, str], workspace: Path) -> None:
+    """Remove what is not wanted. The folder of `//:jobs` is also that of package `jobs`, whose targets keep theirs."""
+    for current, folders, files in os.walk(folder):
         for name in [*files, *folders]:
             path = Path(current, name)
             is_ours = path.is_dir() and not path.is_symlink()
             if not is_ours and str(path.relative_to(folder)) not in wanted:
                 path.unlink(missing_ok=True)
+        if (workspace / Path(current).relative_to(workspace / FOLDER) / "BUILD.yaml").is_file():
+            folders.clear()
+    for current, _, _ in os.walk(folder, topdown=False):
         if Path(current) != folder and not any(Path(current).iterdir()):
             Path(current).rmdir()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mrp.cache.canonical import Json, canonical_digest, canonical_text
 from mrp.cache.digest import digest_bytes
-from mrp.runtime.sandbox.scratch import remove_folder
+from mrp.runtime.sandbox.scratch import remove_folder, sweep
 from mrp.runtime.state import explained, make_folder
 from mrp.specs.errors import UsageError
 
@@ -88,6 +88,7 @@ def sweep_dead_runs(state: Path) -> list[Path]:
         return removed
     for folder in scratch.iterdir():
         if not _is_alive(state / "runs" / folder.name):
+            sweep(folder)
             remove_folder(folder)
             removed.append(folder)
     return removed

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mrp.cache.canonical import Json
-from mrp.specs.errors import BuildFailed
+from mrp.specs.errors import InfraError
 
 
 class Secrets:
@@ -19,14 +19,15 @@ class Secrets:
         self._known: dict[str, str] = {}
 
     def values(self, names: Iterable[str]) -> dict[str, str]:
-        """Name -> value; raises BuildFailed that names what is missing and where it was looked for."""
+        """Name -> value; raises InfraError that names what is missing and where it was looked for."""
         return {name: self._value(name) for name in names}
 
     def _value(self, name: str) -> str:
         if name not in self._known:
             value = self._look_up(name)
             if not value:
-                raise BuildFailed(f"the secret {name} has no value (provider {self._provider}); set it and build again")
+                message = f"the secret {name} has no value (provider {self._provider}); set it and build again"
+                raise InfraError(message, retryable=False)
             self._known[name] = value
         return self._known[name]
 

@@ -18,6 +18,7 @@ from mrp.specs.errors import InfraError
 FOLDER = ".mrp"
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -37,11 +38,13 @@ def explained(path: Path) -> Iterator[None]:
 
 def unwritable(path: Path, error: OSError) -> InfraError:
     """The error for a file or folder of ours that could not be read or written."""
-    step = "look at what stands there and build again"
+    step = "check that disk and build again"
     if error.errno in _NO_SPACE:
         step = "free some space on that disk and build again; what was finished is kept"
     elif error.errno in _NO_PERMISSION:
         step = "make it readable and writable for this user and build again"
+    elif error.errno in _IN_THE_WAY:
+        step = "move away what stands there and build again"
     return InfraError(f"cannot use {path}: {(error.strerror or str(error)).lower()}; {step}", retryable=False)
 
 

@@ -96,7 +96,7 @@ def lay_out_host(description: Json, folder: Path) -> None:
 def host_steps(description: Json, folder: Path) -> list[Step]:
     """The steps that make a described host visible, given the `folder` that lay_out_host has filled."""
     if description["host"] == "all":
-        steps = [Step("bind", path, path) for path in description["visible"]]
+        steps = [step for path in description["visible"] for step in _packaged(path)]
         steps += [Step("link", path, target) for path, target in sorted(description["links"].items())]
         return steps + [Step("bind", path, path) for path in sorted(description["etc"])]
     steps = []
@@ -108,11 +108,23 @@ def host_steps(description: Json, folder: Path) -> list[Step]:
     return steps + [Step("bind", path, path) for path, kind, _ in description["files"] if kind == "t"]
 
 
+def _packaged(folder: str) -> list[Step]:
+    """The steps for one folder of the system: all of it but /usr/local, which the package database does not cover."""
+    if folder != "/usr":
+        return [Step("bind", folder, folder)]
+    places = [f"/usr/{name}" for name in sorted(os.listdir("/usr")) if name != "local"]
+    return [
+        Step("link", place, os.readlink(place)) if os.path.islink(place) else Step("bind", place, place)
+        for place in places
+    ]
+
+
 def host_program(description: Json, name: str) -> str | None:
     """The path of a program that the described host shows on the search path; None when it shows none."""
     places = [f"{folder}/{name}" for folder in SEARCH_PATH.split(":")]
     if description["host"] == "all":
-        return next((place for place in places if os.access(place, os.X_OK)), None)
+        shown_places = (place for place in places if not place.startswith("/usr/local/"))
+        return next((place for place in shown_places if os.access(place, os.X_OK)), None)
     shown = {path for path, kind, _ in description["files"] if kind in ("x", "l")}
     return next((place for place in places if place in shown), None)
 
@@ -121,13 +133,6 @@ def host_env(description: Json) -> dict[str, str]:
     """Variables that programs of the described host need to find their libraries."""
     folders = description.get("libraries")
     return {"LD_LIBRARY_PATH": ":".join(folders)} if folders else {}
-
-
-def mounts_for(description: Json) -> list[tuple[str, str]]:
-    """(host path, guest path) of what the description shows."""
-    if description["host"] == "all":
-        return [(path, path) for path in [*description["visible"], *sorted(description["etc"])]]
-    return [(path, path) for path, kind, _ in description["files"] if kind != "l"]
 
 
 class _Toolchain:

@@ -31,6 +31,12 @@ def make_image(work: MakeImage, store: Store) -> Digest:
     return store.put_bytes(canonical_bytes(resolve_image(work.base, trees, work.env, work.user, store)))
 
 
+def image_layers(image: Digest, store: Store) -> list[Digest]:
+    """The trees of an image's layers, lowest first, by the digest of its description."""
+    description: Json = parse_canonical(store.get_bytes(image))
+    return [Digest(tree) for tree in description["layers"]]
+
+
 def resolve_image(base: Json, layers: Sequence[Digest], env: Mapping[str, str], user: str, store: Store) -> Json:
     """The description of an image over `base`: a host description, or {"image": digest} for another image.
 

@@ -209,7 +209,7 @@ def _split(folder: Path, guest: str, points: set[str]) -> list[Step]:
 
 
 def _check_mount(path: str) -> None:
-    reserved = ("/usr", "/bin", "/lib", "/lib64", "/sbin", "/etc", "/proc", "/dev", "/tmp")
+    reserved = ("/usr", "/bin", "/lib", "/lib64", "/sbin", "/etc", "/proc", "/dev")
     if (
         not path.startswith("/")
         or path == "/"

@@ -35,7 +35,7 @@ from mrp.runtime.sandbox.layout import (
 from mrp.runtime.sandbox.materials import Materials
 from mrp.runtime.sandbox.protocol import Cancelled
 from mrp.runtime.sandbox.pure import Pooled, SlotPool
-from mrp.runtime.sandbox.scratch import Scratch, remove_folder
+from mrp.runtime.sandbox.scratch import Scratch, remove_folder, sweep
 from mrp.runtime.sandbox.seccomp import filter_program
 from mrp.runtime.sandbox.slot import READ_ONLY, WRITABLE
 from mrp.runtime.sandbox.steps import Step
@@ -52,8 +52,8 @@ _DATA_BACKSTOP = 2**30
 class LocalBackend:
     """Runs processes on this machine; see mrp.runtime.sandbox.protocol.Backend.
 
-    scratch: where its folder is made. require: the weakest isolation that it may use, below which `run` raises
-    InfraError. allowed: which of mrp.runtime.sandbox.means.ALL it may use.
+    scratch: where its folder is made, once what dead ones left there is removed. require: the weakest isolation that
+    it may use, below which `run` raises InfraError. allowed: which of mrp.runtime.sandbox.means.ALL it may use.
     """
 
     name = "local"
@@ -68,6 +68,7 @@ class LocalBackend:
     ) -> None:
         self._store = store
         self._require = require
+        sweep(scratch)
         self._scratch = Scratch(scratch)
         place = self._scratch.folder
         self._jobs = place / "jobs"

@@ -13,12 +13,12 @@ import subprocess
 import time
 from pathlib import Path
 
-from mrp.runtime.sandbox.cgroups import Group, Hierarchy, find_hierarchy
+from mrp.runtime.sandbox.cgroups import Hierarchy, find_hierarchy
 from mrp.runtime.state import unwritable
 
 _PREFIX = "mrp-"
 _LOCK = "lock"
-_ABANDONED_SECONDS = 3600
+_ABANDONED_SECONDS = 600
 
 
 class Scratch:
@@ -43,22 +43,19 @@ class Scratch:
         os.close(self._lock)
 
 
-def sweep(root: Path, hierarchy: Hierarchy | None = None) -> list[str]:
+def sweep(root: Path) -> list[str]:
     """Kill and remove what dead owners left below `root` and in control groups; returns the names of the folders.
 
     Sandboxes die with their owner by themselves; this finds what a crash at the wrong moment left.
     """
     swept = []
-    for unlocked in root.glob(f".{_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if unlocked.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
-                remove_folder(unlocked)
+    hierarchy = find_hierarchy()
     for folder in sorted(root.glob(f"{_PREFIX}*")):
         with contextlib.suppress(OSError):
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for group in hierarchy.find(folder.name) if hierarchy else _groups_of(folder.name):
+                for group in hierarchy.find(folder.name) if hierarchy is not None else []:
                     group.remove()
                 remove_folder(folder)
                 swept.append(folder.name)
@@ -66,7 +63,23 @@ def sweep(root: Path, hierarchy: Hierarchy | None = None) -> list[str]:
                 continue
             finally:
                 os.close(lock)
+    _sweep_abandoned(root, hierarchy)
     return swept
+
+
+def _sweep_abandoned(root: Path, hierarchy: Hierarchy | None) -> None:
+    """Remove what no lock tells about: folders that never got theirs, and empty groups whose folder is gone."""
+    oldest = time.time() - _ABANDONED_SECONDS
+    for unlocked in root.glob(f".{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if unlocked.stat().st_mtime < oldest:
+                remove_folder(unlocked)
+    for group in hierarchy.find(_PREFIX) if hierarchy is not None else []:
+        for folder in group.folders.values():
+            # A group with processes in it cannot be removed, and a living owner's is empty for milliseconds only.
+            with contextlib.suppress(OSError):
+                if folder.stat().st_mtime < oldest:
+                    folder.rmdir()
 
 
 def remove_folder(folder: Path) -> None:
@@ -93,8 +106,3 @@ def unlock(folder: Path) -> None:
                         waiting.append(entry.path)
                     elif entry.is_file(follow_symlinks=False) and not entry.stat().st_mode & 0o400:
                         os.chmod(entry.path, 0o644 | (entry.stat().st_mode & 0o111))
-
-
-def _groups_of(name: str) -> list[Group]:
-    hierarchy = find_hierarchy()
-    return hierarchy.find(name) if hierarchy else []

@@ -232,7 +232,7 @@ class _Supervision:
                     self._running.kill()
                     kill_at = now + _GRACE
                 tick = min(_TICK, 2 * tick)
-                next_look = time.monotonic() + max(tick, 20 * (time.monotonic() - now))
+                next_look = time.monotonic() + max(tick, 5 * (time.monotonic() - now))
 
     def finish_logs(self) -> tuple[bytes, bytes]:
         """Read what is left in the pipes, which are closed at the other end since everything is dead."""

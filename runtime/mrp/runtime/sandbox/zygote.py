@@ -72,7 +72,8 @@ def main(control: int, import_root: str, sdk: str, guest_sdk: str) -> NoReturn:
     owner = (os.geteuid(), os.getegid())
     for name in [name for name in sys.modules if name == "mrp" or name.startswith("mrp.")]:
         del sys.modules[name]
-    sys.path[:] = [place for place in sys.path if place not in ("", import_root)]
+    hidden = ("", import_root)
+    sys.path[:] = [place for place in sys.path if place not in hidden and not place.startswith("/usr/local/")]
     function = _load_sdk(sdk, guest_sdk) if sdk else _no_function
     gc.collect()
     gc.freeze()

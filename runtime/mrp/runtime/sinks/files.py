@@ -1,20 +1,19 @@
 """A folder of files, from a tree in the store or from what a producer wrote."""
 
-import base64
-import binascii
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 
-from mrp.cache.canonical import Json, canonical_digest
+from mrp.cache.canonical import canonical_digest
 from mrp.cache.digest import Digest, digest_bytes
 from mrp.cache.hashing import hash_file
 from mrp.cache.store import Store
+from mrp.rules.writes import written_files
 from mrp.runtime.sinks.durable import make_folders, replace_folder, sync_folder, write_new
 from mrp.runtime.sinks.protocol import Content, Staged
-from mrp.specs.errors import BuildFailed, safe_relative
+from mrp.specs.errors import BuildFailed
 from mrp.specs.results import Ref
 
 Listing = dict[str, tuple[str, str]]
@@ -107,25 +106,6 @@ class FilesSink:
             sync_folder(place.parent)
 
 
-def written_files(rows: list[Json], label: str) -> dict[str, bytes]:
-    """Path -> bytes of a producer's rows, {path, text} or {path, base64}; raises BuildFailed for anything else."""
-    files: dict[str, bytes] = {}
-    for number, row in enumerate(rows, start=1):
-        path = row.get("path") if isinstance(row, Mapping) else None
-        if not isinstance(path, str):
-            raise BuildFailed(f"{label} gives rows, and a files sink takes files; name a `producer` that makes files")
-        if safe_relative(path) is None or str(safe_relative(path)) != path:
-            raise BuildFailed(f"write {number} of {label} has the path {path!r}; use a plain relative path")
-        if path in files:
-            raise BuildFailed(f"{label} writes {path} twice")
-        files[path] = _data(row, number, label)
-    for path in files:
-        inside = next((str(folder) for folder in Path(path).parents if str(folder) in files), None)
-        if inside is not None:
-            raise BuildFailed(f"{label} writes {inside} as a file and as the folder of {path}")
-    return files
-
-
 def read_listing(folder: Path) -> Listing:
     """What a folder holds, without following symlinks; {} when it is not there. Temporary files of mrp are left out."""
     listing: Listing = {}
@@ -169,18 +149,6 @@ def _put(place: Path, kind: str, value: str, read: Callable[[str], bytes], path:
     elif kind != "d":
         write_new(place, read(path), 0o755 if kind == "x" else 0o644)
     return {folder, folder.parent}
-
-
-def _data(row: Mapping[str, Json], number: int, label: str) -> bytes:
-    text, encoded = row.get("text"), row.get("base64")
-    try:
-        if isinstance(text, str):
-            return text.encode()
-        if isinstance(encoded, str):
-            return base64.b64decode(encoded, validate=True)
-    except (binascii.Error, UnicodeEncodeError) as error:
-        raise BuildFailed(f"write {number} of {label} cannot be decoded: {error}") from None
-    raise BuildFailed(f"write {number} of {label} has neither text nor base64")
 
 
 def _check_place(path: str, listing: Listing, label: str) -> None:
