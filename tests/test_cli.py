@@ -12,10 +12,12 @@ from support.places import MRP, Place
 
 from mrp.cli.flags import params
 from mrp.cli.fmt import tidy
+from mrp.cli.main import main
 from mrp.cli.parser import VERBS, read
 from mrp.cli.progress import PLAIN_EVERY, Progress, duration
 from mrp.cli.screen import Screen
 from mrp.cli.workspace import absolute
+from mrp.runtime import runs
 from mrp.runtime.events import AttemptFailed, Draining, ItemFinished, ItemStarted, TaskFinished, TaskStarted, Warned
 from mrp.specs.errors import UsageError
 
@@ -169,19 +171,23 @@ def test_a_wrong_workspace_lists_its_errors_and_says_that_nothing_ran(place: Pla
     assert not (place.folder / ".mrp" / "runs").exists()
 
 
-def test_a_fault_of_mrps_own_is_one_line_and_a_file(place: Place) -> None:
-    broken = place.folder / ".mrp" / "runs" / "20260101-000000-abcdef"
-    broken.mkdir(parents=True)
-    (broken / "run.json").write_text('{"status": "ok"}')
-    (broken / "digests.jsonl").write_text("")
-    done = place.mrp("inspect")
-    assert done.returncode == 4
-    assert "Traceback" not in done.stderr
-    assert "mrp has a bug: KeyError" in done.stderr
+def test_a_fault_of_mrps_own_is_one_line_and_a_file(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fault(state: Path) -> list[str]:
+        raise KeyError("a fault")
+
+    (place.folder / ".mrp").mkdir()
+    monkeypatch.setattr(runs, "list_runs", fault)
+    assert main(["-C", str(place.folder), "log"]) == 4
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert "mrp has a bug: KeyError" in said
     (log,) = (place.folder / ".mrp").glob("crash-*.log")
-    assert str(log) in done.stderr
+    assert str(log) in said
     assert "Traceback" in log.read_text()
-    assert "Traceback" in place.mrp("inspect", "-v").stderr
+    assert main(["-C", str(place.folder), "log", "-v"]) == 4
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_a_reader_that_goes_away_ends_the_output_and_nothing_else(place: Place) -> None:

@@ -43,7 +43,14 @@ def test_srcs_and_outs_are_filled_in_and_env_is_given(tmp_path: Path) -> None:
                 "kind": "command",
                 "srcs": ["one.txt", "two.txt"],
                 "outs": ["joined.txt", "folder"],
-                "command": ["sh", "-c", 'mkdir -p folder/in; cat "$1" "$2" > "$3"; echo $WORD > "$4/in/w"', "x", "${srcs}", "${outs}"],
+                "command": [
+                    "sh",
+                    "-c",
+                    'mkdir -p folder/in; cat "$1" "$2" > "$3"; echo $WORD > "$4/in/w"',
+                    "x",
+                    "${srcs}",
+                    "${outs}",
+                ],
                 "env": {"WORD": "hello"},
             },
             "inside": {
@@ -70,8 +77,18 @@ def test_a_command_that_makes_the_same_bytes_stops_the_rebuild(tmp_path: Path) -
     ws = workspace(
         tmp_path,
         {
-            "sorted": {"kind": "command", "srcs": ["in.txt"], "outs": ["out.txt"], "command": ["sort", "-o", "out.txt", "in.txt"]},
-            "after": {"kind": "command", "srcs": [":sorted"], "outs": ["n"], "command": ["sh", "-c", "wc -l < out.txt > n"]},
+            "sorted": {
+                "kind": "command",
+                "srcs": ["in.txt"],
+                "outs": ["out.txt"],
+                "command": ["sort", "-o", "out.txt", "in.txt"],
+            },
+            "after": {
+                "kind": "command",
+                "srcs": [":sorted"],
+                "outs": ["n"],
+                "command": ["sh", "-c", "wc -l < out.txt > n"],
+            },
         },
         {"in.txt": "b\na\n"},
     )
@@ -109,7 +126,11 @@ def test_links_and_executable_bits_survive(tmp_path: Path) -> None:
                 "kind": "command",
                 "srcs": [":tool"],
                 "outs": ["out.txt"],
-                "command": ["sh", "-c", "./tool/link > out.txt; readlink tool/link >> out.txt; ls -d tool/empty >> out.txt"],
+                "command": [
+                    "sh",
+                    "-c",
+                    "./tool/link > out.txt; readlink tool/link >> out.txt; ls -d tool/empty >> out.txt",
+                ],
             },
         },
     )

@@ -2,21 +2,15 @@
 
 import gzip
 import hashlib
-import http.server
 import io
 import json
 import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.kinds import Targets, lines, shell, text, trials, workspace
 from support.places import Place
-
-SHOW = {"kind": "agent", "version": "1", "command": ["sh", "-c", "cp -r /task seen; rm -f seen/../ignored; ls -R /work > /dev/null"]}
+from support.serving import served
 
 
 def ids(place: Place, name: str) -> list[str]:
@@ -128,7 +122,12 @@ def test_each_party_sees_its_own_part_of_a_row(tmp_path: Path) -> None:
             "tasks": {"kind": "dataset", "srcs": ["in.jsonl"], "id": "id", **views},
             "blind": shell(script=look),
             "seer": shell(script=look, sees="solution"),
-            "public": {"kind": "rollout", "over": ":tasks", "agent": ":blind", "grade": {"command": ["sh", "-c", grade]}},
+            "public": {
+                "kind": "rollout",
+                "over": ":tasks",
+                "agent": ":blind",
+                "grade": {"command": ["sh", "-c", grade]},
+            },
             "solved": {"kind": "rollout", "over": ":tasks", "agent": ":seer"},
             "oracle": {
                 "kind": "rollout",
@@ -162,8 +161,8 @@ class Lister(Reducer):
         rows = [json.loads(line) for line in open('/task/trials.jsonl')]
         found = {}
         for trial, row in zip(trials, rows):
-            files = {str(p.relative_to(trial.tree)): p.read_text() for p in sorted(trial.tree.rglob('*')) if p.is_file()}
-            found[row['target']] = files
+            files = [path for path in sorted(trial.tree.rglob('*')) if path.is_file()]
+            found[row['target']] = {str(path.relative_to(trial.tree)): path.read_text() for path in files}
         return found
 """
 
@@ -242,7 +241,11 @@ def test_records_come_from_a_command_of_the_workspace(tmp_path: Path) -> None:
                 "kind": "command",
                 "srcs": ["seed.txt"],
                 "outs": ["made.jsonl"],
-                "command": ["sh", "-c", "for n in $(seq $(cat seed.txt)); do echo '{\"id\": \"n'$n'\"}'; done > made.jsonl"],
+                "command": [
+                    "sh",
+                    "-c",
+                    "for n in $(seq $(cat seed.txt)); do echo '{\"id\": \"n'$n'\"}'; done > made.jsonl",
+                ],
             },
             "made": {"kind": "dataset", "srcs": [":rows"], "id": "id"},
             "folders": {"kind": "command", "outs": ["out"], "command": ["sh", "-c", folders]},
@@ -259,7 +262,11 @@ def test_records_come_from_a_command_of_the_workspace(tmp_path: Path) -> None:
 
 
 def test_records_are_generated_by_a_command_or_an_operator(tmp_path: Path) -> None:
-    print_rows = "import json, os\nfor n in range(json.loads(os.environ['MRP_PARAMS'])['n']): print(json.dumps({'id': f'g{n}'}))\n"
+    print_rows = """
+import json, os
+for n in range(json.loads(os.environ["MRP_PARAMS"])["n"]):
+    print(json.dumps({"id": f"g{n}"}))
+"""
     producer = (
         "from mrp.sdk import Producer, Write\n"
         "class Rows(Producer):\n"
@@ -276,7 +283,11 @@ def test_records_are_generated_by_a_command_or_an_operator(tmp_path: Path) -> No
             },
             "made": {"kind": "dataset", "id": "id", "generate": {"operator": ":rows", "params": {"n": 3}}},
             "rows": {"kind": "producer", "version": "1", "entry": "rows:Rows"},
-            "shell": {"kind": "producer", "version": "1", "command": ["sh", "-c", "echo '{\"id\": \"s\"}' > /out/records.jsonl"]},
+            "shell": {
+                "kind": "producer",
+                "version": "1",
+                "command": ["sh", "-c", 'echo \'{"id": "s"}\' > /out/records.jsonl'],
+            },
             "byhand": {"kind": "dataset", "id": "id", "generate": {"operator": ":shell"}},
             "silent": {"kind": "producer", "version": "1", "command": ["true"]},
             "nothing": {"kind": "dataset", "id": "id", "generate": {"operator": ":silent"}},
@@ -313,7 +324,11 @@ def test_a_pinned_download_is_fetched_once(tmp_path: Path) -> None:
         targets = {
             "web": {"kind": "dataset", "id": "id", "fetch": fetch, "metadata": {"license": "MIT", "version": "2"}},
             "local": {"kind": "dataset", "id": "id", "fetch": {"path": "vendor/rows.jsonl", "sha256": pin}},
-            "file": {"kind": "dataset", "id": "id", "fetch": {"url": f"file://{ws.folder}/vendor/rows.jsonl", "sha256": pin}},
+            "file": {
+                "kind": "dataset",
+                "id": "id",
+                "fetch": {"url": f"file://{ws.folder}/vendor/rows.jsonl", "sha256": pin},
+            },
             "wrong": {"kind": "dataset", "id": "id", "fetch": {"path": "vendor/rows.jsonl", "sha256": "0" * 64}},
         }
         ws.write({"BUILD.yaml": json.dumps({"mrp": 1, "targets": targets})})
@@ -366,29 +381,3 @@ def test_offline_builds_download_nothing(tmp_path: Path) -> None:
     ws = workspace(tmp_path, {"web": {"kind": "dataset", "fetch": fetch}})
     report = ws.build("//:web", "--offline", code=4)
     assert "this build is offline" in report["reason"]
-
-
-@contextmanager
-def served(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
-    """A web server with `files` by path; gives its address, and a list of the paths that were asked for."""
-    asked: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            data = files.get(self.path)
-            self.send_response(200 if data is not None else 404)
-            self.send_header("Content-Length", str(len(data or b"")))
-            self.end_headers()
-            self.wfile.write(data or b"")
-
-        def log_message(self, *arguments: Any) -> None:
-            """Say nothing."""
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,11 @@ def outcome(place: Place, **options: Any) -> tuple[int, str]:
 
 
 def served(place: Place) -> dict[str, bytes]:
-    """All that a build gives: the digests of the last run, each file under mrp-out, and what the sink holds."""
-    found = {"digests.jsonl": place.digests().encode()}
+    """All that the last build gives: its digests, each file under mrp-out, and what the sink holds."""
+    newest = max((place.folder / ".mrp" / "runs").glob("[0-9]*"))
+    found = {"digests.jsonl": (newest / "digests.jsonl").read_bytes()}
     for path in [*(place.folder / "mrp-out").rglob("*"), place.folder / "board.json"]:
-        if not path.is_dir():
+        if path.is_symlink() or not path.is_dir():
             found[str(path.relative_to(place.folder))] = path.read_bytes()
     return found
 
@@ -136,12 +138,8 @@ def into_other_file(path: Path) -> None:
     path.write_bytes(b"something else\n" * (1 + size // 10))
 
 
-def remove(path: Path) -> None:
-    path.unlink()
-
-
 WAYS: dict[str, Callable[[Path], None]] = {
-    "deleted": remove,
+    "deleted": Path.unlink,
     "emptied": lambda path: cut(path, 0),
     "cut short": lambda path: cut(path, path.stat().st_size // 2),
     "first bit": lambda path: flip(path, 0),
@@ -204,6 +202,11 @@ def build_with_logs_left(place: Place, **options: Any) -> BuildReport:
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.communicate()
+
+
+def settle() -> None:
+    """Wait until the clock of the file system has moved on, so that what was written may be trusted by its stat."""
+    time.sleep(0.03)
 
 
 def copy(place: Place, folder: Path) -> Place:

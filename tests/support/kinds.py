@@ -13,7 +13,9 @@ TASKS: Targets = {"tasks": {"kind": "dataset", "srcs": ["rows.jsonl"], "id": "id
 """A dataset of two rows, for stories of what works on it; `rows.jsonl` is ROWS."""
 
 
-def workspace(folder: Path, targets: Targets, files: dict[str, str | bytes] | None = None, **packages: Targets) -> Place:
+def workspace(
+    folder: Path, targets: Targets, files: dict[str, str | bytes] | None = None, **packages: Targets
+) -> Place:
     """A workspace whose root package holds `targets`, with further packages by name."""
     written: dict[str, str | bytes] = {"mrp.yaml": "mrp: 1\nname: kinds\n", "rows.jsonl": ROWS}
     for package, declared in {"": targets, **packages}.items():

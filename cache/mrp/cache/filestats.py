@@ -29,6 +29,9 @@ _DIGEST_SIZE = 32
 _FLUSH_SIZE = 5000
 _MAX_UNUSED = 100_000
 
+# A damaged schema makes the sqlite3 module fail to decode SQLite's own message.
+_FAILURES = (sqlite3.Error, UnicodeDecodeError)
+
 _TICK_NS = 20_000_000
 """The kernel's clock moves on at least this often."""
 
@@ -74,11 +77,11 @@ class FileDigests:
             return
         try:
             self._write(new)
-        except sqlite3.Error as error:
+        except _FAILURES as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 return
             self._start_anew()
-            with suppress(sqlite3.Error, OSError):
+            with suppress(*_FAILURES, OSError):
                 self._write(new)
         except OSError:
             return
@@ -146,11 +149,11 @@ class FileDigests:
             return 0
 
     def _load(self) -> dict[str, bytes]:
-        if not self._path.exists():
-            return {}
         try:
+            if not self._path.exists():
+                return {}
             rows = self._connected().execute("SELECT path, record FROM files").fetchall()
-        except (sqlite3.Error, OSError):
+        except (*_FAILURES, OSError):
             self._start_anew()
             return {}
         size = _STAMP.size + _DIGEST_SIZE + _CHECK_SIZE

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mrp.cache.canonical import Json
 from mrp.compiler.declare import Unit
+from mrp.compiler.params import check_params
 from mrp.compiler.problems import Problems
 from mrp.compiler.references import module_files
 from mrp.compiler.resolve import BUILTIN, Resolved
@@ -48,6 +49,9 @@ class Checker:
             self._schema(unit, expansion.files[0])
         for location, text in _commands(unit):
             self._command(unit, location, text)
+        task = self.tasks(unit.label)
+        if task is not None:
+            check_params(self.root, unit, task, self.tasks, self.problems)
         match unit.document:
             case documents.Dataset():
                 self._dataset(unit, unit.document)

@@ -17,6 +17,7 @@ from mrp.compiler.collector import paused_collector
 from mrp.compiler.graph import TargetGraph
 from mrp.compiler.load import Memory
 from mrp.compiler.lower import Params, lower, split_part
+from mrp.compiler.params import check_params
 from mrp.compiler.pins import check_pins, check_versions
 from mrp.compiler.policy import Subject, check_policy, policy_spec
 from mrp.compiler.requests import Request, matrix_aliases, read_request
@@ -80,6 +81,9 @@ def compile_workspace(
     sources.prepare(paths)
     tasks = tuple(_final(label, analysis, request, overrides, sources) for label in order)
     check_pins(analysis.workspace, tasks, analysis.problems)
+    for task in tasks:
+        if task.label in overrides:
+            check_params(root, analysis.resolved[task.label].unit, task, analysis.task, analysis.problems)
     analysis.problems.raise_if_any()
     plan = ir.Plan(
         workspace=analysis.workspace.file.name,

@@ -133,7 +133,7 @@ class _Lowering:
             operator=self._resolved.label("generate", "operator"),
             files=self._files("generate", "srcs"),
             package=self._package,
-            sandbox=self._resolved.label("generate", "sandbox") or HOST_SANDBOX,
+            sandbox=self._place("generate", "sandbox", operator=self._resolved.label("generate", "operator")),
             params=generate.params,
         )
 
@@ -243,7 +243,7 @@ class _Lowering:
             label=self._label,
             over=self._required("over"),
             agent=self._required("agent"),
-            sandbox=self._resolved.label("sandbox") or HOST_SANDBOX,
+            sandbox=self._place("sandbox", operator=self._required("agent")),
             model=self._resolved.label("model"),
             samples=document.samples,
             epoch=document.epoch,
@@ -266,7 +266,7 @@ class _Lowering:
             command=_words(grade.command),
             operator=self._resolved.label("grade", "operator"),
             result=grade.result,
-            sandbox=self._resolved.label("grade", "sandbox"),
+            sandbox=self._resolved.label("grade", "sandbox") or self._own(self._resolved.label("grade", "operator")),
             timeout=grade.timeout,
         )
 
@@ -280,7 +280,7 @@ class _Lowering:
             min_success=document.min_success,
             expect=document.expect,
             select=document.select,
-            sandbox=self._resolved.label("sandbox") or HOST_SANDBOX,
+            sandbox=self._place("sandbox", operator=self._required("reducer")),
         )
 
     def _evaluation(self, document: documents.Evaluation) -> ir.EvaluateTask:
@@ -290,7 +290,7 @@ class _Lowering:
             evaluator=self._required("evaluator"),
             model=self._resolved.label("model"),
             params={**document.params, **self._params},
-            sandbox=self._resolved.label("sandbox") or HOST_SANDBOX,
+            sandbox=self._place("sandbox", operator=self._required("evaluator")),
             expect=document.expect,
         )
 
@@ -302,7 +302,7 @@ class _Lowering:
             sink=self._sink(self._find(self._required("sink"))),
             gate=document.gate,
             producer=self._resolved.label("producer"),
-            sandbox=self._resolved.label("sandbox") or HOST_SANDBOX,
+            sandbox=self._place("sandbox", operator=self._resolved.label("producer")),
         )
 
     def _sink(self, resolved: Resolved) -> ir.SinkSpec:
@@ -333,7 +333,7 @@ class _Lowering:
         return ir.SessionTask(
             label=self._label,
             agent=self._required("agent"),
-            sandbox=self._resolved.label("sandbox") or HOST_SANDBOX,
+            sandbox=self._place("sandbox", operator=self._required("agent")),
             model=self._resolved.label("model"),
             spec={key: value for key, value in _plain(document).items() if key not in ("agent", "sandbox", "model")},
             files=self._files("starter"),
@@ -347,6 +347,14 @@ class _Lowering:
         label = self._resolved.label(field)
         assert label is not None, f"{self._label} has no {field}"
         return label
+
+    def _place(self, *location: str, operator: str | None) -> str:
+        """The sandbox that is written at `location`, else the operator's own, else the host."""
+        return self._resolved.label(*location) or self._own(operator) or HOST_SANDBOX
+
+    def _own(self, operator: str | None) -> str | None:
+        """The sandbox that an operator declares for itself."""
+        return None if operator is None or operator.startswith(BUILTIN) else self._find(operator).label("sandbox")
 
     def _files(self, *location: str | int) -> ir.Files:
         paths = {path for expansion in self._resolved.files_below(*location) for path in expansion.files}

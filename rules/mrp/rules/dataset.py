@@ -123,7 +123,9 @@ class DatasetRule:
             )
         meta = canonical_bytes(dataset_meta(self._task, count, sources)) + b"\n"
         outputs = {"_meta.json": Ref("blob", self._store.put_bytes(meta)), "records.jsonl": Ref("blob", index)}
-        return DatasetValue(index, count, outputs, good)
+        parts = (self._context.value(label, DatasetValue) for label in self._task.of)
+        own_images = self._task.format == "harbor" or any(part.own_images for part in parts)
+        return DatasetValue(index, count, outputs, good, own_images)
 
     def _sources(self) -> tuple[Mapping[str, tuple[Digest, bool]], tuple[str, ...], bool]:
         """The files that hold the records, by path, the folders that are records, and whether all is reproducible."""

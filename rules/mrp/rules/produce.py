@@ -92,8 +92,7 @@ class ProduceRule:
             return ProducedValue("held", {})
         assert self._published is not None, "value() before the action settled"
         result = needed(self._published, f"{self._task.label} was not published")
-        status = str(result.values.get("status", "written"))
-        return ProducedValue(status, result.outputs, self._context.reproducible(self._task))
+        return ProducedValue("written", result.outputs, self._context.reproducible(self._task))
 
     def _gate_is_open(self) -> bool:
         if self._task.gate is None:

@@ -1,7 +1,7 @@
 """The built-in reducers: from rows in canonical order to the document that is written as result.json.
 
-A row is a trial: {id, sample, target, agent, model, matrix, params, outcome, limit, rewards, tree}, where `rewards` is
-an object of numbers or null. Records of a dataset ({id, target, and their fields}) and documents are rows too, and are
+A row is a trial: {id, sample, target, agent, model, matrix, params, outcome, limit, sees, graded, rewards, tree}, where
+`rewards` is an object of numbers or null. Records of a dataset ({id, target, and their fields}) and documents are rows too, and are
 counted. docs/reducers.md fixes each document; every number follows mrp.rules.numerics.
 """
 
@@ -18,7 +18,8 @@ from mrp.rules.tables import render_markdown as render_markdown
 OUTCOMES = ("ok", "failed", "limit", "unscored")
 
 _TRIAL_KEYS = ("agent", "model", "target")
-_RESERVED = {"n", "records", "outcomes", "groups", "rows", "by"}
+_SELF_REPORTED = "reported its own reward"
+_RESERVED = {"n", "records", "outcomes", "groups", "rows", "by", "notes"}
 
 
 class ReducerError(ValueError):
@@ -48,8 +49,9 @@ def concat(
     rows: Iterable[Mapping[str, Json]], params: Mapping[str, Json], group_by: tuple[str, ...]
 ) -> dict[str, Json]:
     """All rows, as they are: {n, rows}."""
-    found = [dict(row) for row in rows]
-    return {"n": len(found), "rows": found}
+    notes = _Notes()
+    found = [dict(notes.add(row)) for row in rows]
+    return {"n": len(found), **notes.document(), "rows": found}
 
 
 def count(rows: Iterable[Mapping[str, Json]], params: Mapping[str, Json], group_by: tuple[str, ...]) -> dict[str, Json]:
@@ -196,6 +198,30 @@ class _Tally:
         return {"n": self.n, "records": len(self.records), "outcomes": outcomes}
 
 
+@dataclass(slots=True)
+class _Notes:
+    """What readers must know about where numbers come from: how many trials of which agent were helped."""
+
+    counts: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def add(self, row: Mapping[str, Json]) -> Mapping[str, Json]:
+        """Take note of a row; gives it back."""
+        if _is_trial(row):
+            for noted, sentence in ((("sees", "solution"), "saw the solution"), (("graded", "self"), _SELF_REPORTED)):
+                if row.get(noted[0]) == noted[1]:
+                    key = (str(row.get("agent")), sentence)
+                    self.counts[key] = self.counts.get(key, 0) + 1
+        return row
+
+    def document(self) -> dict[str, Json]:
+        """{notes} with a sentence for each agent, or nothing."""
+        notes: list[Json] = [
+            f"{agent} {sentence} in {number} trial{'' if number == 1 else 's'}"
+            for (agent, sentence), number in sorted(self.counts.items())
+        ]
+        return {"notes": notes} if notes else {}
+
+
 def _grouped(
     rows: Iterable[Mapping[str, Json]],
     group_by: tuple[str, ...],
@@ -203,15 +229,15 @@ def _grouped(
     fill: Callable[[_Tally, dict[str, Json]], dict[str, Json]],
 ) -> dict[str, Json]:
     """The document over all rows, with those of its groups under `plural`, sorted by their keys."""
-    total = _Tally()
+    total, notes = _Tally(), _Notes()
     groups: dict[str, tuple[dict[str, Json], _Tally]] = {}
     for row in rows:
-        total.add(row)
+        total.add(notes.add(row))
         if group_by:
             by = {key: _group_value(row, key) for key in group_by}
             groups.setdefault(canonical_text(by), (by, _Tally()))[1].add(row)
     graded = bool(total.numbers)
-    document = fill(total, total.document(graded))
+    document = fill(total, {**total.document(graded), **notes.document()})
     ordered = sorted(groups.values(), key=lambda group: [_order(value) for value in group[0].values()])
     document[plural] = [fill(tally, {"by": by, **tally.document(graded)}) for by, tally in ordered]
     return document

@@ -121,6 +121,12 @@ class RolloutRule:
             )
         self._task, self._context, self._store = task, context, context.store
         self._dataset = context.value(task.over, DatasetValue)
+        if self._dataset.own_images:
+            raise InfraError(
+                f"{task.label} runs over {task.over}, whose harbor records bring images of their own, which this"
+                " version cannot build; declare them as `format: dir` to run them in a sandbox of yours",
+                retryable=False,
+            )
         self._agent = context.value(task.agent, OperatorValue)
         self._sandbox = context.value(task.sandbox, SandboxValue)
         self._templates = {name: parse_template(text) for name, text in task.env.items()}
@@ -293,7 +299,6 @@ class RolloutRule:
                 "box": self._sandbox.description,
                 "setup": self._sandbox.setup,
                 "params": task.params,
-                "matrix": self._matrix_in_env(),
                 "env": dict(task.env),
                 "seed": task.seed,
                 "epoch": task.epoch,
@@ -303,11 +308,6 @@ class RolloutRule:
                 "language": LANGUAGE_VERSION,
             },
         )
-
-    def _matrix_in_env(self) -> dict[str, Json]:
-        """The axes that the environment shows; the others reach a trial only as params, which may override them."""
-        words = {name for template in self._templates.values() for name in template.names()}
-        return {axis: value for axis, value in self._task.matrix.items() if f"matrix.{axis}" in words}
 
     def _grader_base(self) -> Digest | None:
         grade = self._task.grade

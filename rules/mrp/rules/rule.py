@@ -29,12 +29,16 @@ class FilesValue:
 
 @dataclass(frozen=True)
 class DatasetValue:
-    """Records, by the digest of their index (see mrp.rules.records)."""
+    """Records, by the digest of their index (see mrp.rules.records).
+
+    `own_images` tells that records bring images, limits and graders of their own, as those of format harbor do.
+    """
 
     index: Digest
     count: int
     outputs: Mapping[str, Ref]
     reproducible: bool = True
+    own_images: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class DocumentValue:
 
 @dataclass(frozen=True)
 class ProducedValue:
-    """What a produce did: written, unchanged or held (its gate was false)."""
+    """What a produce did: written (its sink holds the content) or held (its gate was false)."""
 
     status: str
     outputs: Mapping[str, Ref]

@@ -22,7 +22,7 @@ def render_markdown(document: Mapping[str, Json]) -> str:
     if "outcomes" in document and "n" in document:
         return _summary(document)
     if isinstance(rows, list | tuple) and all(isinstance(row, Mapping) for row in rows):
-        return _listing([flatten(row) for row in rows])
+        return _listing([flatten(row) for row in rows]) + _notes(document.get("notes"))
     return render_json(document)
 
 
@@ -116,9 +116,13 @@ def _summary(document: Mapping[str, Json]) -> str:
     if len(groups) != 1:
         label = ["all", *("" for _ in keys[1:])] if keys else []
         lines.append([*label, *_counts(document, outcomes), *(_mean(document[name]) for name in numbers)])
-    notes = [f"{name}: {document[name]['note']}." for name in numbers if document[name].get("note")]
+    notes = [f"{name}: {document[name]['note']}" for name in numbers if document[name].get("note")]
     aligned = [*("---" for _ in keys), *("---:" for _ in header[len(keys) :])]
-    return _table(header, aligned, lines) + "".join(f"\n{note}\n" for note in notes)
+    return _table(header, aligned, lines) + _notes(notes) + _notes(document.get("notes"))
+
+
+def _notes(notes: Json) -> str:
+    return "".join(f"\n{_text(note)}.\n" for note in notes) if isinstance(notes, list) else ""
 
 
 def _counts(part: Mapping[str, Json], outcomes: list[str]) -> list[str]:

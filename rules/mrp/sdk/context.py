@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Context:
     """Handed to every operator.
 
-    params: the target's params merged with the matrix values of its cell. seed: 63 bits that differ by record and
+    params: the target's params merged with the matrix values of its cell. group_by: a reduction's keys. seed: 63 bits that differ by record and
     sample; `random` is already seeded with it. sample: counts from 0. task: what agents and graders work on, else
     None. model: an OpenAI-style client; None when the rollout has no model.
     """
@@ -33,8 +33,10 @@ class Context:
         cwd: Path,
         task: Task | None = None,
         model: Any = None,
+        group_by: Sequence[str] = (),
     ) -> None:
         self.params = params
+        self.group_by = tuple(group_by)
         self.seed = seed
         self.sample = sample
         self.task = task

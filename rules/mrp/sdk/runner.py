@@ -105,6 +105,7 @@ def _run(loader: Callable[[], Any], role: str, environ: Mapping[str, str], outpu
         cwd=work if work.is_dir() else Path.cwd(),
         task=_task(task_dir, work, environ) if role in ("agent", "grader") else None,
         model=model,
+        group_by=json.loads(environ.get("MRP_GROUP_BY", "[]")),
     )
     operator_class = loader()
     method = getattr(operator_class(), METHODS[role], None)
@@ -136,6 +137,9 @@ def read_trials(folder: Path) -> Iterator[Trial]:
                 outcome=row.get("outcome", "ok"),
                 rewards=row.get("rewards"),
                 tree=folder / "trees" / tree if tree else None,
+                agent=row.get("agent"),
+                model=row.get("model"),
+                target=row.get("target"),
             )
 
 

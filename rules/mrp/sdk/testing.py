@@ -102,6 +102,7 @@ def run_reducer(
     *,
     tmp_path: Path,
     params: Mapping[str, Any] | None = None,
+    group_by: Iterable[str] = (),
     env: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Run a reducer over `trials`, which it gets in the order given; a trial's tree is a folder that you made."""
@@ -112,9 +113,10 @@ def run_reducer(
         name = f"{number:064x}" if trial.tree is not None else None
         if trial.tree is not None:
             (folder / "task" / "trees" / str(name)).symlink_to(trial.tree.resolve())
-        row = {slot: getattr(trial, slot) for slot in ("id", "sample", "matrix", "params", "outcome", "rewards")}
+        row = {slot: getattr(trial, slot) for slot in trial.__slots__ if slot != "tree"}
         lines.append(json_text({**row, "tree": name}) + "\n")
     (folder / "task" / "trials.jsonl").write_text("".join(lines), encoding="utf-8")
+    env = {"MRP_GROUP_BY": json_text(list(group_by)), **(env or {})}
     return _run(reducer, "reducer", folder, None, params, 0, 0, env, None)
 
 

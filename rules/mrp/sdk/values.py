@@ -72,10 +72,10 @@ class Trial(_Value):
     """One trial as a reducer sees it.
 
     rewards: the numbers that the grader wrote, {} for an unscored trial. tree: the folder that the trial left,
-    read-only; None when it left none.
+    read-only; None when it left none. agent, model, target: labels; None where there is none.
     """
 
-    __slots__ = ("id", "matrix", "outcome", "params", "rewards", "sample", "tree")
+    __slots__ = ("agent", "id", "matrix", "model", "outcome", "params", "rewards", "sample", "target", "tree")
     id: str
     sample: int
     matrix: Mapping[str, Any]
@@ -83,6 +83,9 @@ class Trial(_Value):
     outcome: str
     rewards: Mapping[str, float]
     tree: Path | None
+    agent: str | None
+    model: str | None
+    target: str | None
 
     def __init__(
         self,
@@ -93,8 +96,14 @@ class Trial(_Value):
         outcome: str = "ok",
         rewards: Mapping[str, float] | None = None,
         tree: Path | None = None,
+        agent: str | None = None,
+        model: str | None = None,
+        target: str | None = None,
     ) -> None:
         self._set(
+            agent=agent,
+            model=model,
+            target=target,
             id=id,
             sample=sample,
             matrix=dict(matrix or {}),

@@ -19,6 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stderr", action="store_true", help="show stderr instead of stdout")
     parser.add_argument("--diff", action="store_true", help="show what changed in /work instead of stdout")
+    parser.add_argument("--trajectory", action="store_true", help="show the agent's trajectory instead of stdout")
     parser.add_argument("-n", "--number", type=int, default=20, metavar="N", help="how many runs to list (default: 20)")
 
 
@@ -70,7 +71,7 @@ def _output(root: Path, arguments: argparse.Namespace, screen: Screen) -> int:
     lines = view.matching(target, item)
     if not lines:
         raise UsageError(f"run {view.run_id} has no {where(target, item or '')}; `mrp inspect {view.run_id}` lists it")
-    stream = "stderr" if arguments.stderr else "diff" if arguments.diff else "stdout"
+    stream = next((name for name in ("stderr", "diff", "trajectory") if getattr(arguments, name)), "stdout")
     store = open_store()
     try:
         shown = []

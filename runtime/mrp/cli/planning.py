@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class _Planning:
 
         sources = Sources(self.options.root, self.store)
         selection = _selection(self.plan, self.options)
-        return RuleContext(self.store, values, host, sources.bring, lambda: sdk_tree(self.store), selection)
+        return RuleContext(self.store, values, host, sources.bring, cache(lambda: sdk_tree(self.store)), selection)
 
     def demand(self, label: str) -> "Demand":
         from mrp.runtime.decide import Demand

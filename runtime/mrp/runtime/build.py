@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 
 from mrp.cache.canonical import Json, canonical_digest
@@ -297,7 +298,7 @@ class _Building:
             values=values,
             host=host,
             import_sources=Sources(self._options.root, self._store).bring,
-            sdk=lambda: sdk_tree(self._store),
+            sdk=cache(lambda: sdk_tree(self._store)),
             selection=self._selection,
         )
 
@@ -367,16 +368,16 @@ class _Building:
         if value is None:
             status = "failed" if state is TaskState.FAILED else "skipped"
             return TargetReport(status, reason=failure.reason if failure else "")
-        status = "failed" if failure else "ok"
+        status, reason = ("failed", failure.reason) if failure else ("ok", "")
         if isinstance(value, TrialsValue) and value.scored < value.count:
-            status = "incomplete"
+            status, reason = "incomplete", value.problem
         if isinstance(value, ProducedValue):
             status = "held" if value.status == "held" else status
         return TargetReport(
             status,
             value_digest(value),
             value.outputs,
-            failure.reason if failure else "",
+            reason,
             getattr(value, "partial", False),
             value.reproducible,
         )
@@ -395,9 +396,10 @@ class _Building:
             if codes == {4}:
                 return "infra", 4, first.reason
             return "failed", min(codes - {4}), first.reason
-        unscored = [label for label, target in targets.items() if target.status == "incomplete"]
-        if unscored:
-            return "infra", 4, f"{unscored[0]} has trials without an outcome; build again to run those"
+        for label, target in targets.items():
+            if target.status == "incomplete":
+                reason = f"{label} has trials without an outcome ({target.reason}); build again to run those"
+                return "infra", 4, reason
         if any(target.status == "held" for target in targets.values()):
             return "held", 0, ""
         return "ok", 0, ""

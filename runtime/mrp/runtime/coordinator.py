@@ -35,7 +35,7 @@ from mrp.runtime.interrupt import Interrupt
 from mrp.runtime.money import Money
 from mrp.runtime.runs import DigestLine
 from mrp.runtime.schedule import Schedule
-from mrp.specs.errors import MrpError
+from mrp.specs.errors import InfraError, MrpError
 from mrp.specs.ir import MapTask, Plan, Task, dependencies
 from mrp.specs.results import Outcome, Result
 
@@ -403,13 +403,11 @@ class Coordinator:
         action = executed.action
         settled = settled_by(action, winner) if winner is not None else _settled(executed)
         result = settled.result
-        unchanged = result is not None and result.values.get("status") == "unchanged"
+        unchanged = _found_in_place(executed)
         if executed.outcome not in (Outcome.CANCELLED, Outcome.BUDGET):
             self._note(action, result, executed=not unchanged)
         if _fails_build(action, executed):
             self.account.failed.add(action.identity)
-        if executed.damaged:
-            self.damaged = True
         self._emit(
             ItemFinished(
                 action.label,
@@ -425,8 +423,12 @@ class Coordinator:
         )
         if executed.outcome is not Outcome.OK:
             self._stop_if_fail_fast(f"{action.label}[{action.item}] {executed.outcome.value}: {executed.reason}")
+        followers = self._followers.pop(action.key, ())
+        if executed.damaged:
+            self._damage([action.label, *(follower.label for follower in followers)], executed.reason)
+            return
         self._settle(settled)
-        for follower in self._followers.pop(action.key, ()):
+        for follower in followers:
             if result is not None and _is_cacheable(action, result):
                 self._note(follower, result, executed=False)
                 self._emit(ItemFinished(*follower.identity, settled.outcome.value, True, key=follower.key))
@@ -448,6 +450,13 @@ class Coordinator:
             self._fail(settled.action.label, error)
             return
         self._close_if_over(open_)
+
+    def _damage(self, labels: list[str], reason: str) -> None:
+        """Let targets whose stored inputs are damaged fail in this pass, so that nothing is made of what is left."""
+        self.damaged = True
+        for label in labels:
+            if label in self._open:
+                self._fail(label, InfraError(reason))
 
     def _note(self, action: Action, result: Result | None, *, executed: bool) -> None:
         identity = action.identity
@@ -513,6 +522,13 @@ class Coordinator:
 
 
 _SCORED = (ActionKind.TRIAL, ActionKind.GRADE)
+
+
+def _found_in_place(executed: Executed) -> bool:
+    """Whether a publication found the content in its sink, so that it did nothing."""
+    attempt = executed.attempt
+    is_publication = isinstance(executed.action.work, Publish)
+    return is_publication and attempt is not None and attempt.byproducts.metrics.get("status") == "unchanged"
 
 
 def _settled(executed: Executed) -> Settled:

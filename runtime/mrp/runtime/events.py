@@ -149,7 +149,10 @@ class EventLog:
 
 
 def read_events(path: Path) -> list[dict[str, Json]]:
-    """The events of a log; lines that are no events, such as a last one cut off by a crash, are left out; [] when it cannot be read."""
+    """The events of a log, [] when it cannot be read.
+
+    Lines that are no events, such as a last one cut off by a crash, are left out.
+    """
     found: list[dict[str, Json]] = []
     try:
         data = path.read_bytes()

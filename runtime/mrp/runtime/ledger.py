@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from mrp.cache.canonical import canonical_bytes
 from mrp.runtime.runs import DigestLine
-from mrp.runtime.state import explained, make_folder, put_aside
+from mrp.runtime.state import explained, locked, make_folder, put_aside
 from mrp.specs.errors import InfraError
 
 _T = TypeVar("_T")
@@ -118,9 +118,11 @@ class Ledger:
                 make_folder(self._path.parent)
             database = sqlite3.connect(self._path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False)
             self._database = database
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute("PRAGMA synchronous=NORMAL")
-            database.executescript(_SCHEMA)
+            # SQLite does not wait for its turn to begin a log, so two that make the file at once would collide.
+            with locked(self._path.with_name(f"{self._path.name}.lock")):
+                database.execute("PRAGMA journal_mode=WAL")
+                database.execute("PRAGMA synchronous=NORMAL")
+                database.executescript(_SCHEMA)
         return self._database
 
     def _is_damage(self, error: Exception) -> bool:

@@ -57,9 +57,10 @@ class Run:
             self.folder = state / "runs" / self.run_id
             self.scratch = state / "tmp" / self.run_id
             self.folder.mkdir()
-            self.scratch.mkdir()
             self._lease = os.open(self.folder / _LEASE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            fcntl.flock(self._lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lease, fcntl.LOCK_EX)
+            # Last, since a scratch folder without a lease is swept by the next run that starts.
+            self.scratch.mkdir()
         self._digests = ""
 
     def write_digests(self, lines: Iterable[DigestLine]) -> None:
@@ -81,17 +82,15 @@ class Run:
 
 
 def sweep_dead_runs(state: Path) -> list[Path]:
-    """Remove the scratch space of runs whose process is gone; returns what was removed."""
-    removed: list[Path] = []
+    """Remove the scratch space of runs whose process is gone; returns what was removed. Raises InfraError."""
     scratch = state / "tmp"
-    if not scratch.is_dir():
-        return removed
-    for folder in scratch.iterdir():
-        if not _is_alive(state / "runs" / folder.name):
-            sweep(folder)
-            remove_folder(folder)
-            removed.append(folder)
-    return removed
+    with explained(scratch):
+        left = list(scratch.iterdir()) if scratch.is_dir() else []
+    dead = [folder for folder in left if not _is_alive(state / "runs" / folder.name)]
+    for folder in dead:
+        sweep(folder)
+        remove_folder(folder)
+    return dead
 
 
 def list_runs(state: Path) -> list[str]:

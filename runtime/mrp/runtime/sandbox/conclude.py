@@ -52,7 +52,7 @@ def complete(
     """Keep the logs and outputs of a process that is dead with all that it started.
 
     `usage` is (seconds, bytes) as the control group counted, (0, 0) where none did. Raises InfraError when it was the
-    sandbox that failed, or the process did while this machine's disk was full.
+    sandbox that failed, and when this machine's disk was full, whose errors a process may have passed over.
     """
     note = ""
     if not done.ended.started and done.killed is None and not events.memory:
@@ -64,7 +64,7 @@ def complete(
         done = replace(done, ended=replace(done.ended, exit_code=code))
         note = f"mrp: {(process.argv or ('python3',))[0]}: {os.strerror(error)}\n"
     limit = limit_of(done, events, watch, watch.used())
-    if limit is None and done.ended.exit_code != 0:
+    if limit is None:
         watch.check_disk()
     outputs = {}
     room = watch.disk + watch.base

@@ -77,12 +77,13 @@ class LocalBackend:
         self._means = means.Means(allowed, place)
         self._slots = SlotPool()
         self._numbers = itertools.count()
-        self._lock = threading.Lock()
+        # A signal handler may cancel while its own thread holds it.
+        self._lock = threading.RLock()
         self._held = ExitStack()
         self._views: dict[Digest, ImageView] = {}
         self._hierarchy: tuple[Hierarchy | None] | None = None
         self._wakes: set[Wake] = set()
-        self._closed = False
+        self._closed = self._cancelled = False
 
     @property
     def isolation(self) -> str:
@@ -108,6 +109,7 @@ class LocalBackend:
     def cancel(self) -> None:
         """See mrp.runtime.sandbox.protocol.Backend."""
         with self._lock:
+            self._cancelled = True
             for wake in self._wakes:
                 wake.set()
 
@@ -312,7 +314,7 @@ class LocalBackend:
     def _wake(self) -> Iterator[Wake]:
         wake = Wake()
         with self._lock:
-            if self._closed:
+            if self._cancelled:
                 wake.close()
                 raise Cancelled
             self._wakes.add(wake)

@@ -27,7 +27,7 @@ class Backend(Protocol):
         """
 
     def cancel(self) -> None:
-        """Kill what runs now, from another thread; each `run` under way raises Cancelled."""
+        """Kill what runs, from another thread or a signal handler; each `run`, also a later one, raises Cancelled."""
 
     def close(self) -> None:
         """Stop helpers and remove every temporary folder. Idempotent."""

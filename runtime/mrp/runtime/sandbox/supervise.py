@@ -160,7 +160,10 @@ class Watch:
         for folder in self.folders[:1]:
             state = os.statvfs(folder)
             if state.f_bavail * state.f_frsize < _FREE_BYTES:
-                raise InfraError(f"the disk that holds {folder} is full; free some space there and build again")
+                raise InfraError(
+                    f"the disk that holds {folder} is full, with less than {_FREE_BYTES // 2**20} MiB left; free some "
+                    "space there and build again"
+                )
 
 
 def supervise(
