@@ -97,8 +97,10 @@ def test_a_timeout_limits_the_trial_and_only_it(tmp_path: Path) -> None:
         ("limit", "wall", {"reward": 1}),
     ]
     assert report["targets"]["//:solve"]["reproducible"] is False
+    assert "Not reproducible: a wall limit had a part in it." in ws.mrp("report").stdout
+    assert "mrp-out/solve/ (not reproducible)" in ws.mrp("build", "//:solve").stdout
     ws.edit("BUILD.yaml", '"700ms"', '"800ms"')
-    assert ws.build("//:solve")["executed"] == 3, "a timeout is in the key, and the same work is not graded twice"
+    assert ws.build("//:solve")["executed"] == 2, "a timeout is in the key of trials; the same work is not graded twice"
 
 
 def test_a_machine_that_breaks_down_is_tried_again_and_every_attempt_is_kept(tmp_path: Path) -> None:
@@ -115,6 +117,7 @@ def test_a_machine_that_breaks_down_is_tried_again_and_every_attempt_is_kept(tmp
     assert [attempt["attempt"] for attempt in inspected["attempts"]] == [1, 2, 3]
     assert "the machine broke down" in inspected["attempts"][0]["reason"]
     assert "the machine broke down" in inspected["failed_attempts"][0]["reason"]
+    assert "- //:solve[b] (grade), attempt 1: //:solve[b]: the machine broke down" in ws.mrp("report").stdout
 
 
 def test_what_never_came_to_an_outcome_is_no_score(tmp_path: Path) -> None:
@@ -207,10 +210,9 @@ def test_budgets_of_money_tokens_and_time(tmp_path: Path) -> None:
     assert (poor["status"], poor["executed"]) == ("budget", 0)
     assert "//:poor would cost 0.04 usd, and its budget is 0.03" in poor["reason"]
     terse = ws.build("//:terse", code=3)
-    assert (terse["status"], terse["executed"]) == ("budget", 1)
-    assert "the budget of //:terse is 150 tokens" in terse["reason"]
-    rich = ws.build("//:rich")
-    assert (rich["executed"], rich["cached"]) == (1, 1), "what finished under the other budget was kept"
+    assert (terse["status"], terse["executed"]) == ("budget", 0)
+    assert "//:terse would need 200 tokens, and its budget is 150" in terse["reason"]
+    assert ws.build("//:rich")["cost"] == {"usd": "0.04", "estimate_usd": "0.04"}
     hasty = ws.build("//:hasty", code=3)
     assert hasty["status"] == "budget"
     assert "wall time" in hasty["reason"]

@@ -24,7 +24,7 @@ from mrp.rules.rule import (
 from mrp.rules.writes import is_write, read_lines, written_files
 from mrp.specs.errors import BuildFailed
 from mrp.specs.expressions import parse_expression
-from mrp.specs.ir import ProduceTask, SinkSpec
+from mrp.specs.ir import Files, ProduceTask, SinkSpec
 from mrp.specs.results import Outcome, Ref, Result
 from mrp.specs.work import OUT, Completed, Process
 
@@ -73,6 +73,8 @@ class ProduceRule:
         if self._held:
             return
         task, context = self._task, self._context
+        if task.sink.schema is not None:
+            context.import_sources(Files(sources=(task.sink.schema,)))
         trajectories = trajectory_rows(task.of, context) if task.rows == "trajectory" else None
         if task.producer is not None:
             yield self._producer_action(task.producer, artifact_tree(task.of, context, trajectories))

@@ -1,8 +1,8 @@
 """The built-in reducers: from rows in canonical order to the document that is written as result.json.
 
 A row is a trial: {id, sample, target, agent, model, matrix, params, outcome, limit, sees, graded, rewards, tree}, where
-`rewards` is an object of numbers or null. Records of a dataset ({id, target, and their fields}) and documents are rows too, and are
-counted. docs/reducers.md fixes each document; every number follows mrp.rules.numerics.
+`rewards` is an object of numbers or null. Records of a dataset ({id, target, and their fields}) and documents are rows
+too, and are counted. docs/reducers.md fixes each document; every number follows mrp.rules.numerics.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

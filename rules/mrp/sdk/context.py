@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Context:
     """Handed to every operator.
 
-    params: the target's params merged with the matrix values of its cell. group_by: a reduction's keys. seed: 63 bits that differ by record and
-    sample; `random` is already seeded with it. sample: counts from 0. task: what agents and graders work on, else
-    None. model: an OpenAI-style client; None when the rollout has no model.
+    params: the target's params merged with the matrix values of its cell. group_by: the keys of a reduction. seed: 63
+    bits that differ by record and sample; `random` is already seeded with it. sample: counts from 0. task: what agents
+    and graders work on, else None. model: an OpenAI-style client; None when the rollout has no model.
     """
 
     def __init__(

@@ -50,6 +50,8 @@ def run_entry(environ: Mapping[str, str]) -> int:
         environ = dict(environ)
         os.environ.clear()
         os.environ.update(environ)
+    # What started this process is no business of the operator, and has paths of the machine in it.
+    sys.argv[:] = [environ.get("MRP_ENTRY", "")]
     return run_operator(lambda: load(environ.get("MRP_ENTRY", "")), environ.get("MRP_ROLE", ""), environ)
 
 

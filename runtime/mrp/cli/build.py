@@ -9,7 +9,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 from mrp.cli.flags import add_build_flags, add_compile_flags, add_selection_flags, build_options, need_targets
-from mrp.cli.progress import Progress
+from mrp.cli.progress import Progress, failure_line
 from mrp.cli.screen import Screen
 from mrp.cli.workspace import find_root
 
@@ -66,7 +66,7 @@ def show(report: "BuildReport", root: Path, screen: Screen) -> int:
         _show_results(report, root, screen)
     if report.status not in ("ok", "held"):
         for failure in report.failures:
-            screen.note(f"{failure.label}: {failure.reason}")
+            screen.note(failure_line(failure.label, failure.reason))
         if report.reason and not report.failures:
             screen.error(f"{report.status}: {report.reason}")
     for label, target in report.targets.items():
@@ -90,7 +90,12 @@ def _show_results(report: "BuildReport", root: Path, screen: Screen) -> None:
         page = folder / "result.md"
         if "result.md" in target.outputs and page.is_file() and page.stat().st_size <= _MAX_PAGE:
             screen.answer(page.read_text(encoding="utf-8", errors="replace"))
-        marks = [word for word, is_so in (("partial", target.partial), ("failed", target.status == "failed")) if is_so]
+        facts = {
+            "partial": target.partial,
+            "failed": target.status == "failed",
+            "not reproducible": not target.reproducible,
+        }
+        marks = [word for word, is_so in facts.items() if is_so]
         marked = f" ({', '.join(marks)})" if marks else ""
         screen.answer(f"{label} -> {folder.relative_to(root)}/{marked}")
 

@@ -137,8 +137,7 @@ def _check(arguments: argparse.Namespace, screen: Screen) -> int:
     if arguments.runs < 2:
         raise UsageError(f"--runs {arguments.runs}: comparing needs at least 2")
     root = find_root()
-    chosen = build_options(arguments, root)
-    with compiled_state(chosen) as (plan, store, _):
+    with compiled_state(build_options(arguments, root), to_run=True) as (plan, chosen, store, _):
         order = [task.label for task in plan.tasks]
         lines: list[list[DigestLine]] = []
         for number in range(1, arguments.runs + 1):

@@ -30,15 +30,16 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
 
 def _list(root: Path, number: int, screen: Screen) -> int:
     from mrp.runtime.inspect import read_run
-    from mrp.runtime.runs import list_runs
+    from mrp.runtime.runs import DamagedRun, list_runs
 
     state = state_folder(root)
     found: list[dict[str, Any]] = []
     for run_id in reversed(list_runs(state)[-number:] if number > 0 else []):
         try:
             view = read_run(state / "runs" / run_id)
-        except UsageError:
-            found.append({"run_id": run_id, "status": "cut off"})
+        except UsageError as error:
+            status = "damaged" if isinstance(error, DamagedRun) else "cut off"
+            found.append({"run_id": run_id, "status": status})
             continue
         names = ("status", "requested", "executed", "cached", "failed", "wall_s", "cost")
         found.append({"run_id": run_id, "started": view.started, **{name: view.record[name] for name in names}})
@@ -52,8 +53,8 @@ def _list(root: Path, number: int, screen: Screen) -> int:
 
 
 def _line(row: dict[str, Any]) -> str:
-    if row["status"] == "cut off":
-        return f"{row['run_id']}  cut off"
+    if "started" not in row:
+        return f"{row['run_id']}  {row['status']}"
     started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(row["started"]))) if row["started"] else "?"
     counts = f"{row['executed']} executed, {row['cached']} cached, {row['failed']} failed"
     return (

@@ -32,7 +32,7 @@ def planned(options: "BuildOptions") -> Iterator[Planned]:
     from mrp.runtime.build import _adapted, compiled_state
     from mrp.runtime.plan_report import report_plan
 
-    with compiled_state(options) as (compiled, store, digests):
+    with compiled_state(options) as (compiled, options, store, digests):
         plan = _adapted(compiled, options)
         planning = _Planning(plan, options, store, digests)
         yield Planned(plan, report_plan(plan, planning.context, store, planning.demand), store)

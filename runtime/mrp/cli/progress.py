@@ -164,7 +164,7 @@ class Progress:
 
     def _task_line(self, event: TaskFinished) -> None:
         if event.status == "failed":
-            self._print(f"{event.label} failed{f': {event.reason}' if event.reason else ''}")
+            self._print(failure_line(event.label, event.reason))
             return
         counts = self._tally.targets.get(event.label)
         if self._screen.quiet or counts is None or not (counts.executed or self._screen.verbose):
@@ -219,6 +219,13 @@ class Progress:
 def where(label: str, item: str) -> str:
     """`//jobs:solve[task-17]`, or the label alone."""
     return f"{label}[{item}]" if item else label
+
+
+def failure_line(label: str, reason: str) -> str:
+    """One line on a target that failed; most reasons name it themselves."""
+    if not reason:
+        return f"{label} failed"
+    return reason if reason.startswith(f"{label} ") else f"{label} failed: {reason}"
 
 
 def duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mrp.cli.progress import duration
+from mrp.cli.progress import duration, where
 from mrp.cli.screen import Screen
 from mrp.cli.workspace import find_root, open_store, state_folder, write_file
 
@@ -65,10 +65,19 @@ def markdown(view: "RunView", store: "Store") -> str:
         lines.append(f"| `{row['label']}` | {row['actions']} | {row['executed']} | {outcomes} |")
     for label, target in record["targets"].items():
         page = text_of(store, target["outputs"].get("result.md"))
-        if target["reason"] or page:
+        if target["reason"] or page or not target["reproducible"]:
             lines += ["", f"## `{label}`"]
+        if not target["reproducible"]:
+            lines += ["", "Not reproducible: a wall limit had a part in it."]
         if target["reason"]:
             lines += ["", f"{target['status']}: {target['reason']}"]
         if page:
             lines += ["", page.strip()]
+    if view.failures:
+        lines += ["", "## Attempts that infrastructure failed", ""]
+        lines += [
+            f"- {where(attempt['label'], attempt['item'])} ({attempt['kind']}), attempt {attempt['attempt']}:"
+            f" {attempt['reason']}"
+            for attempt in view.failures
+        ]
     return "\n".join(lines) + "\n"

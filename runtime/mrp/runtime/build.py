@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -30,7 +30,7 @@ from mrp.runtime.sandbox.registry import BACKENDS
 from mrp.runtime.sdk_tree import sdk_tree
 from mrp.runtime.secret_values import Secrets
 from mrp.runtime.sources import Sources
-from mrp.runtime.state import state_folder
+from mrp.runtime.state import state_folder, unwritable
 from mrp.specs.errors import Diagnostic, PolicyError, Span, UsageError
 from mrp.specs.ir import JobTask, MapTask, Plan, ProduceTask, dependencies, plan_bytes
 from mrp.specs.labels import parse_label
@@ -136,25 +136,37 @@ def build(options: BuildOptions) -> BuildReport:
     Raises SpecError, PolicyError or UsageError before anything is executed or written, CacheError when the cache
     cannot be used.
     """
-    with compiled_state(options) as (plan, store, digests):
-        return run_plan(plan, options, store, digests)
+    with compiled_state(options, to_run=True) as (plan, chosen, store, digests):
+        return run_plan(plan, chosen, store, digests)
 
 
 @contextmanager
-def compiled_state(options: BuildOptions) -> Iterator[tuple[Plan, Store, FileDigests]]:
-    """The plan of the workspace, with the cache and the memory of file digests.
+def compiled_state(
+    options: BuildOptions, *, to_run: bool = False
+) -> Iterator[tuple[Plan, BuildOptions, Store, FileDigests]]:
+    """The plan of the workspace, the options with what the chosen configs set, the cache, and the memory of digests.
 
-    The cache is opened, and made, only once the plan is whole: what is refused before leaves nothing behind.
+    The cache is opened, and made, only once the plan is whole: what is refused before leaves nothing behind. A plan
+    that is only looked at may be for an engine that is not there.
     """
     from mrp.compiler.compile import compile_workspace
 
     _refuse_other_engines(options)
     with FileDigests.open(state_folder(options.root) / "files.sqlite") as digests:
-        plan = compile_workspace(
+        compiled = compile_workspace(
             options.root, options.targets, config=options.config, params=options.params, digests=digests
-        ).plan
+        )
+        settings = compiled.settings
+        chosen = replace(
+            options,
+            engine=options.engine or settings.engine,
+            sandbox=options.sandbox or settings.sandbox,
+            jobs=options.jobs or settings.jobs,
+        )
+        if to_run:
+            _refuse_other_engines(chosen)
         with Store.open(options.cache or cache_root()) as store:
-            yield plan, store, digests
+            yield compiled.plan, chosen, store, digests
 
 
 @contextmanager
@@ -178,6 +190,10 @@ def run_plan(plan: Plan, options: BuildOptions, store: Store, digests: FileDiges
     log = EventLog(run.folder / "events.jsonl", options.on_event)
     try:
         return _Building(plan, options, store, digests, datasets, run, log).run()
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise unwritable(Path(error.filename), error) from error
     finally:
         log.close()
         run.close()
@@ -464,12 +480,12 @@ def _read_beforehand(plan: Plan, options: BuildOptions, store: Store) -> dict[st
 
 
 def _selection(plan: Plan, options: BuildOptions) -> Selection:
-    """Items asked for by label narrow their rollout, unless the whole rollout was asked for as well."""
+    """Items asked for by label narrow their rollout, unless something else that was asked for needs all of it."""
     items: dict[str, set[str]] = {}
     for label in plan.requested:
         if "[" in label:
             items.setdefault(_task_label(label), set()).add(label.partition("[")[2].removesuffix("]"))
-    whole = {label for label in plan.requested if "[" not in label}
+    whole = _needed(plan, [label for label in plan.requested if "[" not in label])
     chosen = {label: frozenset(wanted) for label, wanted in items.items() if label not in whole}
     return Selection(chosen, options.items, options.limit)
 
@@ -508,20 +524,25 @@ def _group(members: tuple[str, ...], targets: Mapping[str, TargetReport]) -> Tar
 
 def _accounts(plan: Plan) -> tuple[list[money.Account], dict[str, tuple[int, ...]]]:
     """An account for each job with a budget and one for policy, and which tasks draw on which."""
-    needs = {task.label: dependencies(task) for task in plan.tasks}
     accounts = [money.Account("policy", usd=plan.policy.max_usd)]
     members = {task.label: [0] for task in plan.tasks}
     for task in plan.tasks:
         if not isinstance(task, JobTask) or (task.usd, task.tokens, task.wall) == (None, None, None):
             continue
         accounts.append(money.Account(task.label, task.usd, task.tokens, task.wall))
-        seen: set[str] = set()
-        queue = [task.label]
-        while queue:
-            label = queue.pop()
-            if label not in seen:
-                seen.add(label)
-                queue.extend(needs.get(label, ()))
-        for label in seen:
+        for label in _needed(plan, [task.label]):
             members[label].append(len(accounts) - 1)
     return accounts, {label: tuple(indexes) for label, indexes in members.items()}
+
+
+def _needed(plan: Plan, labels: Iterable[str]) -> set[str]:
+    """These labels of a plan with all that they depend on."""
+    needs = {task.label: dependencies(task) for task in plan.tasks}
+    found: set[str] = set()
+    queue = list(labels)
+    while queue:
+        label = queue.pop()
+        if label not in found:
+            found.add(label)
+            queue.extend(needs[label])
+    return found

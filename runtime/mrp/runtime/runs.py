@@ -46,6 +46,10 @@ class DigestLine:
         }
 
 
+class DamagedRun(UsageError):
+    """A file of the run is not what the run wrote."""
+
+
 class Run:
     """A run under way: its folder, scratch space and lease. Raises InfraError when its files cannot be written."""
 
@@ -116,7 +120,7 @@ def find_run(state: Path, name: str) -> Path:
 
 
 def read_record(folder: Path) -> dict[str, Json]:
-    """A run's run.json; raises UsageError when the run did not get so far, and when the file is damaged."""
+    """A run's run.json; raises UsageError when the run did not get so far, and DamagedRun when the file is damaged."""
     text = _read(folder, "run.json", "record")
     try:
         record: dict[str, Json] = json.loads(text, parse_float=Decimal)
@@ -145,8 +149,8 @@ def _read(folder: Path, name: str, what: str) -> bytes:
         raise _damaged(folder, name) from None
 
 
-def _damaged(folder: Path, name: str) -> UsageError:
-    return UsageError(f"{name} of run {folder.name} is damaged, so what it says is not shown; choose another run")
+def _damaged(folder: Path, name: str) -> DamagedRun:
+    return DamagedRun(f"{name} of run {folder.name} is damaged, so what it says is not shown; choose another run")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mrp.cache.digest import Digest
+from mrp.cache.errors import ChangedWhileRead
 from mrp.cache.store import Store
 from mrp.specs.errors import BuildFailed
 from mrp.specs.ir import Files, SourceFile
@@ -25,7 +26,7 @@ class Sources:
     def _bring_one(self, source: SourceFile) -> None:
         try:
             digest = self._store.put_file(self._workspace / source.path)
-        except FileNotFoundError:
+        except (OSError, ChangedWhileRead):
             digest = None
         if digest != source.digest:
-            raise BuildFailed(f"{source.path} changed while it was being built; build again")
+            raise BuildFailed(f"{source.path} changed since it was compiled; build, or compile, again")

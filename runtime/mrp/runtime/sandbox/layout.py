@@ -88,11 +88,14 @@ def view_image(digest: Digest, store: Store, materials: Materials, stack: ExitSt
 
 
 def environment(process: Process, view: ImageView, secrets: Mapping[str, str]) -> dict[str, str]:
-    """The whole environment of a process; the later of image, sandbox, process and secrets wins."""
+    """The whole environment of a process; the later of image, sandbox, process and secrets wins.
+
+    Sorted, since programs see the order, and keys do not.
+    """
     env = {**DEFAULT_ENV, **view.env, **process.box.env, **process.env, **secrets, "PWD": process.cwd}
     if process.entry is not None:
         env |= {"MRP_ENTRY": process.entry, "MRP_ROLE": process.role}
-    return env
+    return dict(sorted(env.items()))
 
 
 def lay_out(
