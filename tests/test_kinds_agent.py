@@ -151,6 +151,23 @@ open("answer", "w").write(given["record"]["text"])
     assert [row["outcome"] for row in trials(ws, "apart")] == ["ok"] * 2
 
 
+def test_places_and_names_that_no_process_can_have_are_refused(tmp_path: Path) -> None:
+    targets: Targets = {
+        **TASKS,
+        "me": shell(script="true", files={"input": "/given.json", "output": "/task/result.json"}),
+        "solve": solve(":me", env={"MRP_SEED": "7", "A=B": "x"}),
+    }
+    refused = workspace(tmp_path, targets).mrp("build", "//:solve")
+    assert refused.returncode == 2
+    for message in (
+        "`files.input` of //:me cannot be /given.json",
+        "`files.output` of //:me cannot be /task/result.json",
+        "`MRP_SEED` is a variable of mrp's own",
+        "`A=B` is no name of a variable",
+    ):
+        assert message in refused.stderr
+
+
 def test_results_say_who_saw_the_solution_and_who_graded_itself(tmp_path: Path) -> None:
     claim = shell(script='echo \'{"metrics": {"reward": 1, "note": "trust me"}}\' > /out/result.json')
     tasks = {"kind": "dataset", "srcs": ["rows.jsonl"], "id": "id", "solution": {"files": {"answer": "${record.text}"}}}

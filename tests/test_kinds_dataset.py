@@ -251,9 +251,11 @@ def test_records_come_from_a_command_of_the_workspace(tmp_path: Path) -> None:
             "folders": {"kind": "command", "outs": ["out"], "command": ["sh", "-c", folders]},
             "tasks": {"kind": "dataset", "srcs": [":folders"], "format": "dir", "private": ["tests/**"]},
             "nop": {"kind": "rollout", "over": ":made", "agent": "builtin:nop"},
+            "printed": {"kind": "dataset", "id": "id", "generate": {"command": ["echo", '{"id": "p"}']}},
         },
     )
-    ws.build("//data:nop", "//data:tasks", "//data:made")
+    ws.build("//data:nop", "//data:tasks", "//data:made", "//data:printed")
+    assert ids(ws, "data/printed") == ["p"]
     assert ids(ws, "data/made") == ["n1", "n2", "n3"]
     assert ids(ws, "data/tasks") == ["one", "two"]
     ws.write({"data/seed.txt": "4\n"})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.kinds import TASKS, Targets, shell, trials, workspace
 from support.places import Place, kill_group
-from support.sandboxes import Bench
+from support.sandboxes import BACKENDS, WALLED, Bench
 
 from mrp.cache.actions import ActionEntry
 from mrp.cache.digest import ActionKey
@@ -22,6 +22,8 @@ from mrp.runtime.ledger import Ledger
 from mrp.runtime.money import Account, Money
 from mrp.runtime.sandbox.local import LocalBackend
 from mrp.runtime.sandbox.protocol import Cancelled
+from mrp.specs.errors import InfraError
+from mrp.specs.work import Box
 
 MADE = {"kind": "command", "outs": ["out.txt"], "command": ["sh", "-c", "echo made > out.txt"]}
 
@@ -136,6 +138,35 @@ def test_what_a_wall_limit_ended_is_replaced_when_it_is_tried_again(tmp_path: Pa
         run = ws.build("//:solve", *flags)["run_id"]
         assert [entry.provenance["run"] for entry in entries(ws, "trial")] == [run]
     assert ws.build("//:solve")["executed"] == 0
+
+
+@pytest.mark.parametrize("text", ["a\0--bind\0/\0/mnt", "x" * 200_000], ids=["options for the sandbox", "too long"])
+def test_what_no_variable_can_hold_is_refused_and_never_an_agents_failure(text: str, tmp_path: Path) -> None:
+    solve = rollout(env={"TEXT": "${record.text}"})
+    ws = workspace(
+        tmp_path,
+        {**TASKS, "me": shell(script="ls /mnt > seen"), "solve": solve},
+        {"rows.jsonl": json.dumps({"id": "a", "text": text}) + "\n"},
+    )
+    report = ws.build("//:solve", code=1)
+    assert "//:solve[a]: the variable TEXT" in report["reason"]
+    assert entries(ws, "trial") == []
+
+
+@pytest.mark.parametrize("backend", WALLED)
+def test_no_value_gives_options_to_a_sandbox(backend: str, tmp_path: Path) -> None:
+    with Store.open(tmp_path / "cache") as store:
+        bench = Bench(store, BACKENDS[backend](store, tmp_path / "scratch"), tmp_path)
+        box = Box(image=bench.image(), secrets=("TOKEN",))
+        with pytest.raises(InfraError):
+            bench.run("ls", "/mnt", box=box, secrets={"TOKEN": "abcd\0--bind\0/\0/mnt"})
+        bench.backend.close()
+
+
+def test_what_a_process_says_cannot_command_the_terminal(tmp_path: Path) -> None:
+    loud = {**MADE, "command": ["sh", "-c", r"printf 'so \033[2J\007sorry\r' >&2; exit 1"]}
+    done = workspace(tmp_path, {"made": loud}).mrp("build", "//:made")
+    assert "exit code 1: so  [2J sorry" in done.stderr
 
 
 BROKEN_ACCOUNTS = {

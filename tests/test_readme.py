@@ -25,7 +25,7 @@ def test_every_command_of_the_tour_does_what_it_says(tmp_path: Path) -> None:
     assert len(commands) >= 10
     said: list[tuple[str, str]] = []
     for command in commands:
-        script = f"mrp() {{ {' '.join(MRP)} \"$@\"; }}\n{command}\n"
+        script = f'mrp() {{ {" ".join(MRP)} "$@"; }}\n{command}\n'
         done = subprocess.run(
             ["bash", "-c", script], cwd=place.folder, env=place.environment(), capture_output=True, text=True
         )

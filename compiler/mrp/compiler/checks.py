@@ -28,6 +28,11 @@ GROUP_KEYS = ("agent", "model", "target")
 TRIAL_FIELDS = ("id", "sample", "target", "agent", "model", "matrix", "params", "outcome", "limit", "rewards", "tree")
 """What a reduction's `select` sees of a trial."""
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_NOT_WRITABLE = (
+    *("/task", "/solution", "/opt/mrp", "/usr", "/bin", "/lib", "/lib32", "/lib64", "/sbin"),
+    *("/etc", "/proc", "/dev", "/sys"),
+)
 _NOT_FILLED = re.compile(r"(?<!\$)\$\{(?:record|params|matrix)\.[^}]*\}")
 
 
@@ -49,6 +54,8 @@ class Checker:
             self._schema(unit, expansion.files[0])
         for location, text in _commands(unit):
             self._command(unit, location, text)
+        for name in getattr(unit.document, "env", None) or ():
+            self._variable(unit, name)
         task = self.tasks(unit.label)
         if task is not None:
             check_params(self.root, unit, task, self.tasks, self.problems)
@@ -68,10 +75,28 @@ class Checker:
                     self._guest_path(unit, ("volumes", path), path)
             case documents.Operator():
                 self._entry(resolved, unit.document)
+                if isinstance(unit.document, documents.Agent) and unit.document.files is not None:
+                    for field, path in unit.document.files.model_dump().items():
+                        self._agent_file(unit, field, path)
             case documents.Sink():
                 self._sink(unit, unit.document)
             case documents.Model():
                 self._sampling(unit, unit.document)
+
+    def _variable(self, unit: Unit, name: str) -> None:
+        place = unit.span("env", name)
+        if not _VARIABLE.match(name):
+            self.problems.add(place, f"`{name}` is no name of a variable", "use letters, digits and _")
+        elif name.startswith("MRP_"):
+            self.problems.add(place, f"`{name}` is a variable of mrp's own", "choose a name without MRP_")
+
+    def _agent_file(self, unit: Unit, field: str, path: str) -> None:
+        """A file that an agent reads or writes stands in a folder that can be made, and be written to."""
+        self._guest_path(unit, ("files", field), path)
+        folder = posixpath.dirname(path)
+        if folder == "/" or any(folder == own or folder.startswith(f"{own}/") for own in _NOT_WRITABLE):
+            message = f"`files.{field}` of {unit.target.label} cannot be {path}"
+            self.problems.add(unit.span("files", field), message, "choose a folder such as /tmp, /work or /out")
 
     def _schema(self, unit: Unit, path: str) -> None:
         """A JSON Schema that can be read; what it demands is checked against records when they are there."""

@@ -126,4 +126,9 @@ def _last_line(store: Store, blob: Digest) -> str:
     except CacheError:
         return ""
     lines = [line.strip() for line in tail.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""
+    return one_line(lines[-1][:300]) if lines else ""
+
+
+def one_line(text: str) -> str:
+    """A process's own words as part of a sentence: without what would break the line or move a terminal's cursor."""
+    return "".join(character if character.isprintable() else " " for character in text).strip()

@@ -207,7 +207,7 @@ class DatasetRule:
                 box=sandbox.box,
                 argv=spec.command,
                 role="generate",
-                mounts=(Mount(WORK, self._mirror(files, sandbox), writable=True),),
+                mounts=(Mount(WORK, self._mirror(files, spec.package, sandbox), writable=True),),
                 env=contract_env(params=spec.params),
                 cwd=posixpath.join(WORK, spec.package) if spec.package else WORK,
                 timeout=sandbox.box.limits.wall,
@@ -217,5 +217,8 @@ class DatasetRule:
         good = context.reproducible(self._task)
         return make_action(ActionKind.GENERATE, self._task.label, "", preimage, work, reproducible=good)
 
-    def _mirror(self, files: Digest, sandbox: SandboxValue) -> Digest:
-        return files if sandbox.setup is None else self._store.merge_trees([sandbox.setup, files])
+    def _mirror(self, files: Digest, package: str, sandbox: SandboxValue) -> Digest:
+        """What a generating command finds: what its sandbox set up, its files, and the package's folder in any case."""
+        folder = self._store.put_tree({package: Entry("d")} if package else {})
+        below = [sandbox.setup] if sandbox.setup is not None else []
+        return self._store.merge_trees([*below, files, folder])

@@ -19,6 +19,7 @@ from mrp.rules.conclude import (
     file_digest,
     number,
     numbers,
+    one_line,
     outcome_of,
     read_document,
     reproducible,
@@ -231,15 +232,18 @@ class RolloutRule:
             self._lay_over(mounts, left[0], self._store.put_tree({}))
             outputs.append(left[0])
             result = left
-        process = operator_process(
-            agent,
-            self._sandbox.box,
-            operator_sdk(agent, self._context),
-            mounts=tuple(mounts),
-            outputs=tuple(dict.fromkeys(outputs)),
-            env=env,
-            timeout=self._timeout,
-        )
+        try:
+            process = operator_process(
+                agent,
+                self._sandbox.box,
+                operator_sdk(agent, self._context),
+                mounts=tuple(mounts),
+                outputs=tuple(dict.fromkeys(outputs)),
+                env=env,
+                timeout=self._timeout,
+            )
+        except BuildFailed as error:
+            raise BuildFailed(f"{task.label}[{item}]: {error}") from None
         return make_action(
             ActionKind.TRIAL,
             task.label,
@@ -434,7 +438,7 @@ def _agent_says(document: dict[str, Json], outcome: Outcome, byproducts: Byprodu
     if outcome is Outcome.OK and status not in (None, "ok"):
         outcome = Outcome.FAILED
     if isinstance(reason, str):
-        byproducts = dataclasses.replace(byproducts, reason=reason[:1000])
+        byproducts = dataclasses.replace(byproducts, reason=one_line(reason[:1000]))
     if isinstance(metrics, dict):
         byproducts = dataclasses.replace(byproducts, metrics=metrics)
     return outcome, byproducts

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from mrp.cache.digest import Digest
+from mrp.specs.errors import BuildFailed
 from mrp.specs.ir import Limits
 
 ISOLATION = ("none", "landlock", "namespaces", "container", "vm")
@@ -22,6 +23,9 @@ LOG_BYTES = 16 * 2**20
 TASK, WORK, SOLUTION, OUT = "/task", "/work", "/solution", "/out"
 OPERATOR_DIR = "/opt/mrp/operator"
 SDK_DIR = "/opt/mrp/sdk"
+
+MAX_WORD = 128 * 1024 - 1
+"""Bytes that one word of a command, or one variable with its name, may have: Linux's own limit."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Process:
 
     mounts: trees to lay out. outputs: writable guest folders to keep as trees afterwards. timeout: seconds of wall
     time, already the smaller of the action's and the sandbox's. `pure` entries may share a process.
+
+    Raises BuildFailed for words and variables that no process can be given.
     """
 
     box: Box
@@ -63,6 +69,12 @@ class Process:
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str = WORK
     timeout: Decimal = Decimal(600)
+
+    def __post_init__(self) -> None:
+        for word in self.argv:
+            _check_word("a word of the command", word)
+        for name, value in (*self.box.env.items(), *self.env.items()):
+            _check_word(f"the variable {name}", f"{name}={value}")
 
 
 @dataclass(frozen=True)
@@ -83,3 +95,10 @@ class Completed:
     cpu_s: Decimal
     max_rss: int
     isolation: str
+
+
+def _check_word(what: str, word: str) -> None:
+    if "\0" in word:
+        raise BuildFailed(f"{what} holds a NUL character, which no process can be given; hand it over in a file")
+    if len(word) * 4 > MAX_WORD and len(word.encode()) > MAX_WORD:
+        raise BuildFailed(f"{what} has more than {MAX_WORD} bytes, which Linux allows; hand it over in a file")

@@ -44,6 +44,7 @@ def find_bubblewrap() -> str | None:
 def start_bubblewrap(bubblewrap: str, job: Job, outputs: tuple[int, int], group: Group | None) -> Running:
     """Start a job that has an argv and no `allow`. Raises InfraError."""
     assert job.argv is not None and job.allow is None
+    _refuse_divided_words(job)
     seccomp = _memory_file(base64.b64decode(job.seccomp))
     status_read, status_write = os.pipe()
     block_read, block_write = os.pipe()
@@ -183,6 +184,12 @@ def _options(job: Job, seccomp: int, status: int, block: int) -> list[str]:
         words += _step_options(step)
     words += ["--remount-ro", "/", "--chdir", job.cwd]
     return [*words, "--seccomp", str(seccomp), "--json-status-fd", str(status), "--block-fd", str(block)]
+
+
+def _refuse_divided_words(job: Job) -> None:
+    """A word that holds a NUL would reach bubblewrap as two, and so could give it options. Raises InfraError."""
+    if any("\0" in word for word in _options(job, 0, 0, 0)):
+        raise InfraError("a variable or path holds a NUL character, which no process can be given", retryable=False)
 
 
 def _step_options(step: Step) -> list[str]:
