@@ -16,7 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mrp.rules import action, rollout
-from mrp.runtime.build import BuildOptions, BuildReport, build
+from mrp.runtime.build import build
+from mrp.runtime.options import BuildOptions
+from mrp.runtime.report import BuildReport
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 from support.kinds import TASKS, Targets, policy, shell, text, trials, workspace
 from support.serving import served
@@ -101,7 +102,7 @@ def test_a_toolchain_shows_its_programs_and_no_others(tmp_path: Path) -> None:
     assert "no-such-program" in ws.build("//:never", code=1)["reason"]
 
 
-LATER_IMAGES = {
+LATER_IMAGES: dict[str, tuple[dict[str, Any], str]] = {
     "scratch": ({"base": "scratch"}, "needs a container backend that this version does not have"),
     "registry": ({"base": f"python@sha256:{'0' * 64}"}, "needs a container backend"),
     "docker": ({"base": {"dockerfile": "Dockerfile"}}, "needs a container backend"),
@@ -111,7 +112,7 @@ LATER_IMAGES = {
     "deb": ({"base": "host", "layers": [{"deb": ["git"], "lock": "lock"}]}, "has a `deb` layer"),
     "run": ({"base": "host", "layers": [{"run": [["true"]]}]}, "has a `run` layer"),
 }
-LATER_BOXES = {
+LATER_BOXES: dict[str, tuple[dict[str, Any], str]] = {
     "volumes": ({"volumes": {"/memory": {"name": "memory"}}}, "has volumes, which this version cannot mount"),
     "hosts": ({"network": {"allow": ["example.org:443"]}}, "has an allowlist of hosts, which this version cannot keep"),
     "gpus": ({"limits": {"gpus": {"count": 1}}}, "has gpus in its limits, which this version cannot give"),

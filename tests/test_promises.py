@@ -17,9 +17,10 @@ from mrp.cache.digest import ActionKey
 from mrp.cache.inflight import InFlight
 from mrp.cache.store import Store
 from mrp.runtime import runs
-from mrp.runtime.build import BuildOptions, build
+from mrp.runtime.build import build
 from mrp.runtime.ledger import Ledger
 from mrp.runtime.money import Account, Money
+from mrp.runtime.options import BuildOptions
 from mrp.runtime.sandbox.local import LocalBackend
 from mrp.runtime.sandbox.protocol import Cancelled
 from mrp.specs.errors import InfraError

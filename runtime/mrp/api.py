@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mrp.cache.canonical import Json
-from mrp.runtime.build import BuildOptions, BuildReport, build
+from mrp.runtime.build import build
+from mrp.runtime.options import BuildOptions
 from mrp.runtime.outputs import output_folder
+from mrp.runtime.report import BuildReport
 
 
 class Workspace:

@@ -15,7 +15,9 @@ from typing import Any
 from support.places import Place
 
 from mrp.cache.errors import CacheError
-from mrp.runtime.build import BuildOptions, BuildReport, build
+from mrp.runtime.build import build
+from mrp.runtime.options import BuildOptions
+from mrp.runtime.report import BuildReport
 from mrp.specs.errors import MrpError
 
 TARGETS = ("//...", "//:publish")

@@ -14,8 +14,9 @@ from mrp.cli.screen import Screen
 from mrp.cli.workspace import find_root
 
 if TYPE_CHECKING:
-    from mrp.runtime.build import BuildOptions, BuildReport
     from mrp.runtime.interrupt import Interrupt
+    from mrp.runtime.options import BuildOptions
+    from mrp.runtime.report import BuildReport
 
 _T = TypeVar("_T")
 

@@ -18,8 +18,9 @@ from mrp.specs.errors import UsageError
 
 if TYPE_CHECKING:
     from mrp.cache.store import Store
-    from mrp.runtime.build import BuildOptions, BuildReport
     from mrp.runtime.diff import DiffReport, Divergence
+    from mrp.runtime.options import BuildOptions
+    from mrp.runtime.report import BuildReport
     from mrp.runtime.runs import DigestLine
     from mrp.specs.ir import Plan
 

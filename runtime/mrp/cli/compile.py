@@ -12,7 +12,8 @@ from mrp.cli.workspace import find_root, write_file
 from mrp.specs.errors import UsageError
 
 if TYPE_CHECKING:
-    from mrp.runtime.build import BuildOptions, BuildReport
+    from mrp.runtime.options import BuildOptions
+    from mrp.runtime.report import BuildReport
     from mrp.specs.ir import Plan
 
 

@@ -11,7 +11,7 @@ from mrp.cli.workspace import absolute
 from mrp.specs.errors import UsageError
 
 if TYPE_CHECKING:
-    from mrp.runtime.build import BuildOptions
+    from mrp.runtime.options import BuildOptions
 
 
 def add_compile_flags(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def add_build_flags(parser: argparse.ArgumentParser) -> None:
 
 def build_options(arguments: argparse.Namespace, root: Path, **more: Any) -> "BuildOptions":
     """The options that the flags of `arguments` mean; those that a verb lacks keep their defaults."""
-    from mrp.runtime.build import BuildOptions
+    from mrp.runtime.options import BuildOptions
 
     given = vars(arguments)
     return BuildOptions(

@@ -64,7 +64,7 @@ class RecordedPast:
     @cached_property
     def _planned(self) -> "Planned":
         from mrp.cli.planning import planned
-        from mrp.runtime.build import BuildOptions
+        from mrp.runtime.options import BuildOptions
 
         return self._open.enter_context(planned(BuildOptions(self._root, ("//...",), config=self._config)))
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from mrp.cache.filestats import FileDigests
     from mrp.cache.store import Store
     from mrp.rules.rule import RuleContext, Value
-    from mrp.runtime.build import BuildOptions
     from mrp.runtime.decide import Demand
+    from mrp.runtime.options import BuildOptions
     from mrp.runtime.plan_report import PlanReport
     from mrp.specs.ir import Plan
 
@@ -29,11 +29,12 @@ class Planned:
 @contextmanager
 def planned(options: "BuildOptions") -> Iterator[Planned]:
     """Compile `options.targets` and decide on every action. Raises what build raises before it executes."""
-    from mrp.runtime.build import _adapted, compiled_state
+    from mrp.runtime.build import compiled_state
     from mrp.runtime.plan_report import report_plan
+    from mrp.runtime.request import adapted_plan
 
     with compiled_state(options) as (compiled, options, store, digests):
-        plan = _adapted(compiled, options)
+        plan = adapted_plan(compiled, options)
         planning = _Planning(plan, options, store, digests)
         yield Planned(plan, report_plan(plan, planning.context, store, planning.demand), store)
 
@@ -49,8 +50,8 @@ class _Planning:
 
     def context(self, values: "Mapping[str, Value]") -> "RuleContext":
         from mrp.rules.rule import RuleContext
-        from mrp.runtime.build import _selection
         from mrp.runtime.images.host import describe_host
+        from mrp.runtime.request import selection_of
         from mrp.runtime.sdk_tree import sdk_tree
         from mrp.runtime.sources import Sources
 
@@ -58,7 +59,7 @@ class _Planning:
             return describe_host(toolchain, self.digests)
 
         sources = Sources(self.options.root, self.store)
-        selection = _selection(self.plan, self.options)
+        selection = selection_of(self.plan, self.options)
         return RuleContext(self.store, values, host, sources.bring, cache(lambda: sdk_tree(self.store)), selection)
 
     def demand(self, label: str) -> "Demand":

@@ -2,29 +2,31 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
 
-from mrp.cache.canonical import Json, canonical_digest
+from mrp.cache.canonical import Json
 from mrp.cache.errors import MissingBlob
 from mrp.cache.filestats import FileDigests
 from mrp.cache.inflight import InFlight
 from mrp.cache.store import Store
-from mrp.rules.rule import DatasetValue, DocumentValue, ProducedValue, RuleContext, Selection, TrialsValue, Value
+from mrp.rules.rule import RuleContext, Value
 from mrp.runtime import money, runs
 from mrp.runtime.beforehand import check_items, read_datasets
-from mrp.runtime.coordinator import Account, Coordinator, Failure, Settings, TaskState
+from mrp.runtime.coordinator import Account, Coordinator, Settings
 from mrp.runtime.decide import Demand
 from mrp.runtime.engine.local import LocalEngine
-from mrp.runtime.events import AttemptFailed, Event, EventLog, RunFinished, RunStarted, Warned
+from mrp.runtime.events import AttemptFailed, EventLog, RunFinished, RunStarted, Warned
 from mrp.runtime.execute import Executor
-from mrp.runtime.interrupt import Interrupt
 from mrp.runtime.ledger import Ledger
+from mrp.runtime.options import BuildOptions, cache_root
 from mrp.runtime.outputs import publish
+from mrp.runtime.report import BuildReport, overall_status, report_groups, report_target
+from mrp.runtime.request import adapted_plan, reported_labels, selection_of
 from mrp.runtime.sandbox.protocol import Backend
 from mrp.runtime.sandbox.registry import BACKENDS
 from mrp.runtime.sdk_tree import sdk_tree
@@ -32,102 +34,12 @@ from mrp.runtime.secret_values import Secrets
 from mrp.runtime.sources import Sources
 from mrp.runtime.state import state_folder, unwritable
 from mrp.specs.errors import Diagnostic, PolicyError, Span, UsageError
-from mrp.specs.ir import JobTask, MapTask, Plan, ProduceTask, dependencies, plan_bytes
+from mrp.specs.ir import Plan, plan_bytes
 from mrp.specs.labels import parse_label
-from mrp.specs.results import Ref
 from mrp.specs.work import ISOLATION
-
-_WORSE = ("ok", "held", "incomplete", "skipped", "failed")
 
 _MOST_PASSES = 8
 """Each pass makes again what a lost or corrupt blob spoiled in the one before."""
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What a build is asked for; see DESIGN's flags. `cache` is the cache's folder, `root` the workspace."""
-
-    root: Path
-    targets: tuple[str, ...] = ()
-    cache: Path | None = None
-    jobs: int | None = None
-    engine: str | None = None
-    sandbox: str | None = None
-    config: tuple[str, ...] = ()
-    items: tuple[str, ...] = ()
-    limit: int | None = None
-    params: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
-    rebuild: tuple[str, ...] = ()
-    resample: bool = False
-    retry_limits: bool = False
-    fail_fast: bool = False
-    offline: bool = False
-    produce: bool = True
-    on_event: Callable[[Event], None] = lambda _: None
-    interrupt: Interrupt = field(default_factory=Interrupt)
-
-
-@dataclass(frozen=True)
-class TargetReport:
-    """A requested target: its digest and outputs where it has a value, `status` and the reason where it has none."""
-
-    status: str
-    digest: str | None = None
-    outputs: Mapping[str, Ref] = field(default_factory=dict)
-    reason: str = ""
-    partial: bool = False
-    reproducible: bool = True
-
-    def to_json(self) -> Json:
-        return {
-            "status": self.status,
-            "digest": self.digest,
-            "outputs": {name: ref.digest for name, ref in sorted(self.outputs.items())},
-            "reason": self.reason,
-            "partial": self.partial,
-            "reproducible": self.reproducible,
-        }
-
-
-@dataclass(frozen=True)
-class BuildReport:
-    """What a build came to; `exit_code` as DESIGN section 6."""
-
-    run_id: str
-    status: str
-    executed: int
-    cached: int
-    failed: int
-    targets: Mapping[str, TargetReport]
-    usd: Decimal
-    estimate_usd: Decimal
-    wall_s: Decimal
-    exit_code: int
-    failures: tuple[Failure, ...]
-    folder: Path
-    reason: str = ""
-
-    def to_json(self) -> Json:
-        return {
-            "run_id": self.run_id,
-            "status": self.status,
-            "executed": self.executed,
-            "cached": self.cached,
-            "failed": self.failed,
-            "targets": {label: target.to_json() for label, target in self.targets.items()},
-            "cost": {"usd": str(self.usd), "estimate_usd": str(self.estimate_usd)},
-            "wall_s": self.wall_s,
-            "reason": self.reason,
-        }
-
-
-def cache_root() -> Path:
-    """`$MRP_CACHE`, else the user's cache folder."""
-    named = os.environ.get("MRP_CACHE")
-    if named:
-        return Path(named).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mrp"
 
 
 def build(options: BuildOptions) -> BuildReport:
@@ -182,7 +94,7 @@ def open_state(options: BuildOptions) -> Iterator[tuple[Store, FileDigests]]:
 
 def run_plan(plan: Plan, options: BuildOptions, store: Store, digests: FileDigests) -> BuildReport:
     """Run a plan. Raises SpecError, UsageError and PolicyError before anything is executed."""
-    plan = _adapted(plan, options)
+    plan = adapted_plan(plan, options)
     datasets = _read_beforehand(plan, options, store)
     state = state_folder(options.root)
     runs.sweep_dead_runs(state)
@@ -220,13 +132,12 @@ class _Building:
         self._backend: Backend | None = None
         self._started = time.monotonic()
         self._account = Account()
-        self._selection = _selection(plan, options)
+        self._selection = selection_of(plan, options)
 
     def run(self) -> BuildReport:
         requested = self._plan.requested
         self._log.emit(RunStarted(self._run.run_id, requested, self._slots))
         plan_digest = self._store.put_bytes(plan_bytes(self._plan))
-        self._check_isolation()
         executor = Executor(
             store=self._store,
             workspace=self._options.root,
@@ -256,7 +167,7 @@ class _Building:
 
     def _passes(self, engine: LocalEngine, inflight: InFlight) -> Coordinator:
         provenance = {"run": self._run.run_id, "engine": "local"}
-        accounts, members = _accounts(self._plan)
+        accounts, members = money.open_accounts(self._plan)
         walls = [cap for _, cap in money.Money(accounts, members).wall_caps()]
         wall = min([self._plan.policy.max_wall, *walls])
         for _ in range(_MOST_PASSES):
@@ -276,6 +187,7 @@ class _Building:
                     self._demand,
                     self._options.fail_fast,
                     provenance,
+                    self._prepare_backend,
                     self._started + float(wall),
                 ),
                 interrupt=self._options.interrupt,
@@ -294,7 +206,7 @@ class _Building:
 
     def _publish(self, coordinator: Coordinator) -> MissingBlob | None:
         """Show what was asked for under mrp-out; gives what the store turned out to have lost of it."""
-        for label in _reported(self._plan):
+        for label in reported_labels(self._plan):
             value = coordinator.values.get(label)
             try:
                 if value is not None and value.outputs:
@@ -328,11 +240,13 @@ class _Building:
         return Demand(self._plan.policy.isolation, rebuild, self._options.retry_limits)
 
     def _require_backend(self) -> Backend:
-        if self._backend is None:
-            raise AssertionError("the backend is made before the engine starts")
+        assert self._backend is not None, "the coordinator prepares the backend before it submits anything"
         return self._backend
 
-    def _check_isolation(self) -> None:
+    def _prepare_backend(self) -> None:
+        """Start the backend, once something must run. Raises PolicyError when it isolates less than policy asks."""
+        if self._backend is not None:
+            return
         required = self._plan.policy.isolation
         name = self._options.sandbox or "local"
         self._backend = BACKENDS[name](self._store, self._run.scratch, required)
@@ -348,9 +262,14 @@ class _Building:
         engine.wake()
 
     def _finish(self, coordinator: Coordinator, plan_digest: str) -> BuildReport:
-        targets = {label: self._target(label, coordinator) for label in _reported(self._plan)}
-        targets |= {label: _group(members, targets) for label, members in _groups(self._plan, targets).items()}
-        status, exit_code, reason = self._status(targets)
+        failures = self._account.failures
+        targets = {
+            label: report_target(coordinator.values.get(label), failures.get(label))
+            for label in reported_labels(self._plan)
+        }
+        targets |= report_groups(self._plan, targets)
+        interrupted = self._options.interrupt.level > 0
+        status, exit_code, reason = overall_status(self._account, targets, interrupted)
         lines = self._account.lines
         self._run.write_digests(line for line, _ in lines.values())
         ledger = Ledger(self._state / "ledger.sqlite")
@@ -368,7 +287,7 @@ class _Building:
             estimate_usd=self._account.estimate_usd,
             wall_s=Decimal(str(round(time.monotonic() - self._started, 3))),
             exit_code=exit_code,
-            failures=tuple(self._account.failures[label] for label in sorted(self._account.failures)),
+            failures=tuple(failures[label] for label in sorted(failures)),
             folder=self._run.folder,
             reason=reason,
         )
@@ -377,90 +296,12 @@ class _Building:
         self._log.emit(RunFinished(report.run_id, report.status, report.executed, report.cached, report.failed))
         return report
 
-    def _target(self, label: str, coordinator: Coordinator) -> TargetReport:
-        value = coordinator.values.get(label)
-        failure = self._account.failures.get(label)
-        state = coordinator.states[label]
-        if value is None:
-            status = "failed" if state is TaskState.FAILED else "skipped"
-            return TargetReport(status, reason=failure.reason if failure else "")
-        status, reason = ("failed", failure.reason) if failure else ("ok", "")
-        if isinstance(value, TrialsValue) and value.scored < value.count:
-            status, reason = "incomplete", value.problem
-        if isinstance(value, ProducedValue):
-            status = "held" if value.status == "held" else status
-        return TargetReport(
-            status,
-            value_digest(value),
-            value.outputs,
-            reason,
-            getattr(value, "partial", False),
-            value.reproducible,
-        )
-
-    def _status(self, targets: Mapping[str, TargetReport]) -> tuple[str, int, str]:
-        account = self._account
-        if account.over_budget:
-            return "budget", 3, account.over_budget
-        if self._options.interrupt.level:
-            return "cancelled", 130, "interrupted"
-        if account.failed_fast and not account.failures:
-            return "failed", 1, account.failed_fast
-        if account.failures:
-            codes = {failure.exit_code for failure in account.failures.values()}
-            first = account.failures[min(account.failures)]
-            if codes == {4}:
-                return "infra", 4, first.reason
-            return "failed", min(codes - {4}), first.reason
-        for label, target in targets.items():
-            if target.status == "incomplete":
-                reason = f"{label} has trials without an outcome ({target.reason}); build again to run those"
-                return "infra", 4, reason
-        if any(target.status == "held" for target in targets.values()):
-            return "held", 0, ""
-        return "ok", 0, ""
-
-
-def value_digest(value: Value) -> str:
-    """One digest for all that a target gives to those that depend on it."""
-    described: dict[str, Json] = {"outputs": {name: ref.to_json() for name, ref in value.outputs.items()}}
-    if isinstance(value, DatasetValue):
-        described["index"] = value.index
-    if isinstance(value, TrialsValue | DocumentValue):
-        described["partial"] = value.partial
-    return canonical_digest(described)
-
 
 def _refuse_other_engines(options: BuildOptions) -> None:
     if options.engine not in (None, "local"):
         raise UsageError(f"the engine {options.engine} is not part of this version; use --engine local")
     if options.sandbox is not None and options.sandbox not in BACKENDS:
         raise UsageError(f"the sandbox backend {options.sandbox} is not part of this version; use --sandbox local")
-
-
-def _adapted(plan: Plan, options: BuildOptions) -> Plan:
-    """The plan with produce left out where it must not run, and the next epoch where new samples are wanted."""
-    tasks = []
-    for task in plan.tasks:
-        if isinstance(task, ProduceTask) and not options.produce:
-            continue
-        if isinstance(task, MapTask) and options.resample:
-            task = replace(task, epoch=task.epoch + 1)
-            options.on_event(Warned(f"resampling {task.label}; to keep these, commit `epoch: {task.epoch}`"))
-        tasks.append(task)
-    if len(tasks) == len(plan.tasks) and not options.resample:
-        return plan
-    labels = {task.label for task in tasks}
-    tasks = [
-        replace(task, of=tuple(label for label in task.of if label in labels)) if isinstance(task, JobTask) else task
-        for task in tasks
-    ]
-    requested = tuple(label for label in plan.requested if _task_label(label) in labels)
-    return replace(plan, tasks=tuple(tasks), requested=requested)
-
-
-def _task_label(label: str) -> str:
-    return label.partition("[")[0]
 
 
 def _read_beforehand(plan: Plan, options: BuildOptions, store: Store) -> dict[str, Value]:
@@ -477,72 +318,3 @@ def _read_beforehand(plan: Plan, options: BuildOptions, store: Store) -> dict[st
             if attempt == _MOST_PASSES - 1:
                 raise
     raise AssertionError("the last attempt returns or raises")
-
-
-def _selection(plan: Plan, options: BuildOptions) -> Selection:
-    """Items asked for by label narrow their rollout, unless something else that was asked for needs all of it."""
-    items: dict[str, set[str]] = {}
-    for label in plan.requested:
-        if "[" in label:
-            items.setdefault(_task_label(label), set()).add(label.partition("[")[2].removesuffix("]"))
-    whole = _needed(plan, [label for label in plan.requested if "[" not in label])
-    chosen = {label: frozenset(wanted) for label, wanted in items.items() if label not in whole}
-    return Selection(chosen, options.items, options.limit)
-
-
-def _reported(plan: Plan) -> list[str]:
-    """Requested targets and the members of requested jobs, sorted, without builtins."""
-    jobs = {task.label: task.of for task in plan.tasks if isinstance(task, JobTask)}
-    found: set[str] = set()
-    queue = [_task_label(label) for label in plan.requested]
-    while queue:
-        label = queue.pop()
-        if label not in found:
-            found.add(label)
-            queue.extend(jobs.get(label, ()))
-    return sorted(label for label in found if not label.startswith("builtin:"))
-
-
-def _groups(plan: Plan, targets: Mapping[str, TargetReport]) -> dict[str, tuple[str, ...]]:
-    """Jobs and matrices all of whose members were asked for."""
-    return {label: members for label, members in plan.aliases.items() if all(m in targets for m in members)}
-
-
-def _group(members: tuple[str, ...], targets: Mapping[str, TargetReport]) -> TargetReport:
-    """A job's or matrix's report: the worst status of its members, and one digest for theirs."""
-    worst = max((targets[member] for member in members), key=lambda target: _WORSE.index(target.status))
-    digests = {member: targets[member].digest for member in members}
-    whole = canonical_digest(digests) if all(digests.values()) else None
-    return TargetReport(
-        worst.status,
-        whole,
-        reason=worst.reason,
-        partial=any(targets[member].partial for member in members),
-        reproducible=all(targets[member].reproducible for member in members),
-    )
-
-
-def _accounts(plan: Plan) -> tuple[list[money.Account], dict[str, tuple[int, ...]]]:
-    """An account for each job with a budget and one for policy, and which tasks draw on which."""
-    accounts = [money.Account("policy", usd=plan.policy.max_usd)]
-    members = {task.label: [0] for task in plan.tasks}
-    for task in plan.tasks:
-        if not isinstance(task, JobTask) or (task.usd, task.tokens, task.wall) == (None, None, None):
-            continue
-        accounts.append(money.Account(task.label, task.usd, task.tokens, task.wall))
-        for label in _needed(plan, [task.label]):
-            members[label].append(len(accounts) - 1)
-    return accounts, {label: tuple(indexes) for label, indexes in members.items()}
-
-
-def _needed(plan: Plan, labels: Iterable[str]) -> set[str]:
-    """These labels of a plan with all that they depend on."""
-    needs = {task.label: dependencies(task) for task in plan.tasks}
-    found: set[str] = set()
-    queue = list(labels)
-    while queue:
-        label = queue.pop()
-        if label not in found:
-            found.add(label)
-            queue.extend(needs[label])
-    return found

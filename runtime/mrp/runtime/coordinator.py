@@ -97,11 +97,15 @@ class Account:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run: demands on cache hits by label, whether to stop at the first failure, provenance of new entries."""
+    """How to run: demands on cache hits by label, whether to stop at the first failure, provenance of new entries.
+
+    `prepare` is called before an action is submitted, and makes ready what actions need.
+    """
 
     demand: Callable[[str], Demand]
     fail_fast: bool
     provenance: Mapping[str, str]
+    prepare: Callable[[], None]
     deadline: float | None = None
 
 
@@ -346,6 +350,7 @@ class Coordinator:
             self._money.reserve(action.label, action.usd, action.tokens)
             reason = self._reasons.pop(action.key, "")
             self._emit(ItemStarted(action.label, action.item, action.kind.value, reason, action.key))
+            self._settings.prepare()
             self._engine.submit(action)
 
     def _absorb(self, finished: list[Executed]) -> None:

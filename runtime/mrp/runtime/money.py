@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 
+from mrp.specs.ir import JobTask, Plan, needed_labels
+
 OVERRUN = Decimal("1.2")
 """With declared costs, a run is stopped when it has spent this many times its estimate."""
 
@@ -85,3 +87,16 @@ class Money:
 
     def _of(self, label: str) -> Iterable[Account]:
         return (self._accounts[index] for index in self._members.get(label, ()))
+
+
+def open_accounts(plan: Plan) -> tuple[list[Account], dict[str, tuple[int, ...]]]:
+    """An account for each job with a budget and one for policy, and which tasks draw on which."""
+    accounts = [Account("policy", usd=plan.policy.max_usd)]
+    members = {task.label: [0] for task in plan.tasks}
+    for task in plan.tasks:
+        if not isinstance(task, JobTask) or (task.usd, task.tokens, task.wall) == (None, None, None):
+            continue
+        accounts.append(Account(task.label, task.usd, task.tokens, task.wall))
+        for label in needed_labels(plan, [task.label]):
+            members[label].append(len(accounts) - 1)
+    return accounts, {label: tuple(indexes) for label, indexes in members.items()}

@@ -6,7 +6,7 @@ by a command, say) are filled in at run time by mrp.rules, which also turns a Ma
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, TypeAlias
@@ -379,6 +379,19 @@ def dependencies(task: Task) -> tuple[str, ...]:
     _collect(task, found)
     found.discard(task.label)
     return tuple(sorted(found))
+
+
+def needed_labels(plan: Plan, labels: Iterable[str]) -> set[str]:
+    """These labels of a plan with all that they depend on."""
+    needs = {task.label: dependencies(task) for task in plan.tasks}
+    found: set[str] = set()
+    queue = list(labels)
+    while queue:
+        label = queue.pop()
+        if label not in found:
+            found.add(label)
+            queue.extend(needs[label])
+    return found
 
 
 def plan_bytes(plan: Plan) -> bytes:

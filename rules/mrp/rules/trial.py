@@ -1,0 +1,131 @@
+"""What an agent and a grader left, read as a trial's result and as rewards.
+
+Nothing here raises for what they wrote: what is malformed is their own failure, with a reason.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from decimal import Decimal
+
+from mrp.cache.canonical import Json
+from mrp.cache.store import Store
+from mrp.rules.action import Attempt
+from mrp.rules.conclude import (
+    byproducts_of,
+    failure_reason,
+    file_digest,
+    number,
+    numbers,
+    one_line,
+    outcome_of,
+    read_document,
+    reproducible,
+)
+from mrp.rules.diffing import tree_diff
+from mrp.specs.results import Byproducts, Outcome, Ref, Result
+from mrp.specs.work import OUT, WORK, Completed, Process
+
+_MAX_REWARD_TEXT = 4096
+
+
+@dataclass(frozen=True)
+class RunTrial:
+    """Work: an agent on one record. `report` is the metric that it reports as its own reward, or None.
+
+    `result` is (folder, name) of the file that holds the agent's own account of the trial.
+    """
+
+    process: Process
+    report: str | None = None
+    result: tuple[str, str] = (OUT, "result.json")
+
+    def conclude(self, completed: Completed, store: Store) -> Attempt:
+        outcome = outcome_of(completed)
+        byproducts = byproducts_of(completed)
+        out = completed.outputs.get(OUT)
+        folder, name = self.result
+        account = completed.outputs.get(folder)
+        document, problem = read_document(store, account, name) if account is not None else (None, "")
+        values: dict[str, Json] = {}
+        if problem and outcome is Outcome.OK:
+            outcome, byproducts = Outcome.FAILED, dataclasses.replace(byproducts, reason=problem)
+        if document is not None:
+            outcome, byproducts = _agent_says(document, outcome, byproducts)
+            metrics = document.get("metrics")
+            reward = number(metrics.get(self.report)) if self.report and isinstance(metrics, dict) else None
+            values = {} if reward is None else {"reward": reward}
+        if outcome is not Outcome.OK:
+            byproducts = failure_reason(completed, store, byproducts)
+        if out is not None:
+            byproducts = dataclasses.replace(byproducts, trajectory=file_digest(store, out, "trajectory.jsonl"))
+        given = next((mount.tree for mount in self.process.mounts if mount.path == WORK), None)
+        if given is not None:
+            byproducts = dataclasses.replace(byproducts, diff=tree_diff(given, completed.outputs[WORK], store))
+        result = Result(
+            outcome,
+            completed.limit,
+            {"work": Ref("tree", completed.outputs[WORK])},
+            values,
+            reproducible(completed),
+        )
+        return Attempt(result, byproducts)
+
+
+@dataclass(frozen=True)
+class RunGrade:
+    """Work: a grader on what a trial left. Its values are the rewards, by name."""
+
+    process: Process
+
+    def conclude(self, completed: Completed, store: Store) -> Attempt:
+        byproducts = byproducts_of(completed)
+        if completed.limit is not None:
+            byproducts = failure_reason(completed, store, byproducts)
+            limited = Result(Outcome.LIMIT, completed.limit, values={"reward": 0}, reproducible=reproducible(completed))
+            return Attempt(limited, byproducts)
+        rewards, problem = _rewards(store, completed)
+        if problem:
+            byproducts = dataclasses.replace(byproducts, reason=problem)
+        elif completed.exit_code != 0:
+            byproducts = failure_reason(completed, store, byproducts)
+        return Attempt(Result(Outcome.OK, values=rewards), byproducts)
+
+
+def _agent_says(document: dict[str, Json], outcome: Outcome, byproducts: Byproducts) -> tuple[Outcome, Byproducts]:
+    """An agent may call itself failed; it cannot call a crash or a limit ok."""
+    status, reason, metrics = document.get("status"), document.get("reason"), document.get("metrics")
+    if outcome is Outcome.OK and status not in (None, "ok"):
+        outcome = Outcome.FAILED
+    if isinstance(reason, str):
+        byproducts = dataclasses.replace(byproducts, reason=one_line(reason[:1000]))
+    if isinstance(metrics, dict):
+        byproducts = dataclasses.replace(byproducts, metrics=metrics)
+    return outcome, byproducts
+
+
+def _rewards(store: Store, completed: Completed) -> tuple[dict[str, Json], str]:
+    """Rewards from reward.json or reward.txt, else 1 for exit 0 and 0 for anything else; and what was wrong."""
+    out = completed.outputs.get(OUT)
+    if out is not None:
+        document, problem = read_document(store, out, "reward.json")
+        if document is not None or problem:
+            rewards = numbers(document)
+            if rewards is None:
+                return {"reward": 0}, problem or "reward.json is not an object of numbers"
+            return rewards, ""
+        text = file_digest(store, out, "reward.txt")
+        if text is not None and store.size(text) > _MAX_REWARD_TEXT:
+            return {"reward": 0}, f"reward.txt is larger than {_MAX_REWARD_TEXT} bytes"
+        if text is not None:
+            return _reward_text(store.get_bytes(text))
+    return {"reward": 1 if completed.exit_code == 0 else 0}, ""
+
+
+def _reward_text(data: bytes) -> tuple[dict[str, Json], str]:
+    try:
+        reward = Decimal(data.decode().strip())
+    except (ArithmeticError, UnicodeDecodeError):
+        return {"reward": 0}, f"reward.txt is not a number: {data[:40]!r}"
+    if not reward.is_finite():
+        return {"reward": 0}, f"reward.txt is not a finite number: {data[:40]!r}"
+    return {"reward": reward}, ""
