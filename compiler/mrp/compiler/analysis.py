@@ -10,7 +10,6 @@ from posixpath import dirname
 
 from mrp.cache.digest import Digest
 from mrp.compiler.checks import Checker
-from mrp.compiler.collector import paused_collector
 from mrp.compiler.declare import Declared, Unit, declare
 from mrp.compiler.graph import BUILD_FILE, SOURCE_FILE, TargetGraph, Vertex
 from mrp.compiler.load import Memory, Packages, load_packages
@@ -22,6 +21,7 @@ from mrp.compiler.references import role_of
 from mrp.compiler.resolve import BUILTIN, Index, Resolved, resolve_unit
 from mrp.compiler.workspace import Workspace, check_configs, open_workspace
 from mrp.specs import ir
+from mrp.specs.collector import paused_collector
 from mrp.specs.errors import Span
 from mrp.specs.labels import parse_label
 

@@ -13,7 +13,6 @@ from mrp.cache.canonical import KEY_VERSION, Json, canonical_bytes
 from mrp.cache.digest import Digest
 from mrp.cache.filestats import FileDigests
 from mrp.compiler.analysis import Analysis, analyse
-from mrp.compiler.collector import paused_collector
 from mrp.compiler.graph import TargetGraph
 from mrp.compiler.load import Memory
 from mrp.compiler.lower import Params, lower, split_part
@@ -24,6 +23,7 @@ from mrp.compiler.requests import Request, matrix_aliases, read_request
 from mrp.compiler.resolve import BUILTIN, Resolved
 from mrp.compiler.workspace import Workspace
 from mrp.specs import ir
+from mrp.specs.collector import paused_collector
 from mrp.specs.documents import Config
 from mrp.specs.errors import Diagnostic, Span, SpecError, UsageError
 from mrp.specs.labels import LabelError, parse_label

@@ -4,10 +4,8 @@ The subset is YAML 1.2's core schema without anchors, aliases, tags, merge keys 
 unique. Numbers are int or Decimal, read exactly. `yes`, `no`, `on` and `off` are text.
 """
 
-import gc
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
@@ -24,6 +22,7 @@ from yaml.events import (
 )
 
 from mrp.cache.canonical import Json
+from mrp.specs.collector import paused_collector
 from mrp.specs.errors import Diagnostic, Span, SpecError
 from mrp.specs.scalars import resolve_plain
 from mrp.specs.syntax import explain_syntax
@@ -82,7 +81,7 @@ def parse_yaml(text: bytes, path: str) -> Node:
     sources = Sources({path: text})
     _check_text(text, path, sources)
     reader = _Reader(path, sources)
-    with _no_collection():
+    with paused_collector():
         node = reader.read(text.removeprefix(b"\xef\xbb\xbf"))
     if reader.diagnostics:
         raise SpecError(reader.diagnostics)
@@ -135,20 +134,8 @@ def node_to_json(node: Node) -> Json:
 
 def node_from_json(packed: Json) -> Node:
     """The inverse of `node_to_json`. Raises KeyError, TypeError, ValueError or StopIteration on anything else."""
-    with _no_collection():
+    with paused_collector():
         return _unpack(packed["value"], packed["path"], iter(packed["places"]))
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """A large document makes a million tuples, all of which live: looking for garbage among them doubles the time."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 # -- the memo's form: scalars as they are, lists as lists, {"k": keys, "v": values}, {"d": decimal text} ---------

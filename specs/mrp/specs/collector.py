@@ -1,4 +1,4 @@
-"""The garbage collector, held back while a workspace is read.
+"""The garbage collector, held back while documents are read.
 
 A large workspace makes a million small objects, nearly all of which live as long as the plan: looking for garbage
 among them again and again takes longer than making them.
