@@ -234,3 +234,16 @@ def test_each_cell_has_an_output_folder_of_its_own(tmp_path: Path) -> None:
     ws.build("//:solve")
     folders = sorted(path.parent.name for path in (ws.folder / "mrp-out").rglob("trials.jsonl"))
     assert folders == ["solve@agent=builtin:nop", "solve@agent=writer"]
+
+
+def test_a_result_page_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    reducer = "import json\njson.dump({'n': 1}, open('/out/result.json', 'w'))\n"
+    reducer += "open('/out/result.md', 'w').write('red \\x1b[31m page\\n')\n"
+    targets = {
+        "page": {"kind": "reducer", "version": "1", "command": ["python3", "page.py"], "srcs": ["page.py"]},
+        "eval": {"kind": "reduction", "of": [":solve"], "reducer": ":page"},
+    }
+    ws = place(tmp_path, targets, **{"page.py": reducer})
+    done = ws.mrp("build", "//:eval")
+    assert "red [31m page\n" in done.stdout
+    assert "\x1b" in (ws.folder / "mrp-out/eval/result.md").read_text()

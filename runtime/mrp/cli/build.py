@@ -90,7 +90,8 @@ def _show_results(report: "BuildReport", root: Path, screen: Screen) -> None:
         folder = output_folder(root, label)
         page = folder / "result.md"
         if "result.md" in target.outputs and page.is_file() and page.stat().st_size <= _MAX_PAGE:
-            screen.answer(page.read_text(encoding="utf-8", errors="replace"))
+            text = page.read_text(encoding="utf-8", errors="replace")
+            screen.answer("".join(c for c in text if c.isprintable() or c in "\n\t"))
         facts = {
             "partial": target.partial,
             "failed": target.status == "failed",
