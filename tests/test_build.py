@@ -247,3 +247,18 @@ def test_a_result_page_cannot_steer_the_terminal(tmp_path: Path) -> None:
     done = ws.mrp("build", "//:eval")
     assert "red [31m page\n" in done.stdout
     assert "\x1b" in (ws.folder / "mrp-out/eval/result.md").read_text()
+
+
+def test_an_item_that_a_made_dataset_turns_out_not_to_have_is_an_error(tmp_path: Path) -> None:
+    made = {
+        "rows": {"kind": "command", "srcs": ["rows.jsonl"], "outs": ["made.jsonl"], "command": COPY},
+        "tasks": {"kind": "dataset", "srcs": [":rows"], "id": "id"},
+    }
+    ws = place(tmp_path, made)
+    done = ws.mrp("build", "//:solve[nobody]")
+    assert done.returncode == 2
+    assert "there is no //:solve[nobody]: //:tasks has no such record" in done.stderr
+    ws.build("//:solve[t1]")
+
+
+COPY = ["cp", "rows.jsonl", "made.jsonl"]

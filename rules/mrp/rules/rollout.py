@@ -23,7 +23,7 @@ from mrp.rules.rule import (
     TrialsValue,
 )
 from mrp.rules.trial import RunGrade, RunTrial
-from mrp.specs.errors import BuildFailed, InfraError
+from mrp.specs.errors import BuildFailed, InfraError, UsageError
 from mrp.specs.ir import MapTask
 from mrp.specs.labels import encode_text
 from mrp.specs.results import Outcome, Ref, Result
@@ -107,6 +107,7 @@ class RolloutRule:
         chosen = self._context.selection
         wanted = chosen.items.get(self._task.label)
         ids = None if wanted is None else {item.partition("#")[0] for item in wanted}
+        unseen = set(ids or ())
         taken = 0
         for record in read_index(self._dataset.index, self._store):
             skip = (
@@ -114,11 +115,14 @@ class RolloutRule:
                 or (chosen.globs and not any(fnmatch.fnmatchcase(record.id, glob) for glob in chosen.globs))
                 or (chosen.limit is not None and taken >= chosen.limit)
             )
+            unseen.discard(encode_text(record.id))
             if skip:
                 self._partial = True
                 continue
             taken += 1
             yield record
+        if unseen:
+            raise UsageError(f"there is no {self._task.label}[{min(unseen)}]: {self._task.over} has no such record")
 
     def _samples(self, record: Record) -> Iterator[int]:
         wanted = self._context.selection.items.get(self._task.label)
