@@ -134,7 +134,7 @@ def test_a_reduction_is_followed_into_the_trial_that_changed_and_no_other(store:
 def test_a_trial_that_is_not_reproducible_has_no_cause_and_says_what_came_out(store: Store) -> None:
     found = explain(build(store), build(store, left="x = 2"), EVAL)
     assert found.causes[0].identity == GRADE
-    assert found.roots() == ['work/main.py: changed (line 1: "x = 1" -> "x = 2")']
+    assert found.roots() == ['work/left.py: changed (line 1: "x = 1" -> "x = 2")']
 
 
 def test_a_publication_is_followed_into_its_reduction(store: Store) -> None:
