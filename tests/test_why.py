@@ -85,7 +85,7 @@ def build(store: Store, *, code: str = "a = 1\n", prompt: str = "add", test: str
     task = tree(store, {"record.json": f'{{"task_id":"HumanEval/3","prompt":"{prompt}"}}'})
     base = described(store, {"agent": agent, "params": {"effort": "high"}, "timeout": Decimal(30)})
     world.add(TRIAL, {"base": base, "task": task, "starter": tree(store, {}), "sample": 0})
-    work = tree(store, {"main.py": left})
+    work = tree(store, {"left.py": left})
     grader = tree(store, {"record.json": f'{{"prompt":"{prompt}","test":"{test}"}}'})
     world.add(GRADE, {"base": described(store, {"command": ["true"]}), "task": grader, "work": work})
     row = {"id": "HumanEval/3", "sample": 0, "rewards": {"reward": 1 if left == "x = 1" else 0}, "tree": work}
