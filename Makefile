@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := install
-.PHONY: install quickstart test test-slow pythons lint lock clean
+.PHONY: install quickstart test test-slow bench bench-quick pythons lint lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -78,6 +78,14 @@ pythons: install
 
 test-slow: install
 	$(BIN)/pytest -m slow
+
+# The peers are installed below benchmarks/, each in an environment of its own. benchmarks/README.md says how to run one
+# benchmark, and how to go on after an interruption.
+bench: install
+	@$(BIN)/python -m benchmarks --anew
+
+bench-quick: install
+	@$(BIN)/python -m benchmarks --quick
 
 lint: install
 	$(BIN)/ruff check
