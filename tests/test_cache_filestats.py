@@ -1,7 +1,8 @@
 """Remembered digests of files: untouched ones are not read, and changed ones always are."""
 
 import os
-import sqlite3
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -26,7 +27,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def memory(tmp_path):
-    return tmp_path / ".mrp" / "files.sqlite"
+    return tmp_path / ".mrp" / "files.digests"
 
 
 def read(memory, files):
@@ -110,41 +111,110 @@ def test_files_from_the_future_are_read_each_time(memory, files):
 def test_a_clock_that_was_set_back_only_means_reading_again(memory, files):
     # The records are from a time that, by the clock of now, is yet to come.
     expected, _ = read(memory, files)
-    with sqlite3.connect(memory) as connection:
-        ahead = connection.execute("SELECT path, record FROM files").fetchall()
     for path in files:
         status = path.stat()
         path.write_bytes(path.read_bytes())
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns - 3600 * 10**9))
     settle()
     assert read(memory, files) == (expected, 20)
-    assert len(ahead) == 20
     assert read(memory, files) == (expected, 0)
 
 
-@pytest.mark.parametrize("damage", ["garbage", "empty", "folder", "rows"])
+@pytest.mark.parametrize("damage", ["garbage", "empty", "folder", "another version"])
 def test_a_damaged_memory_only_means_reading_again(memory, files, damage):
     expected, _ = read(memory, files)
-    if damage == "rows":
-        with sqlite3.connect(memory) as connection:
-            rows = connection.execute("SELECT path, record FROM files").fetchall()
-            for number, (path, record) in enumerate(rows):
-                place = number * len(record) // len(rows)
-                flipped = record[:place] + bytes([record[place] ^ 1]) + record[place + 1 :]
-                connection.execute("UPDATE files SET record = ? WHERE path = ?", (flipped, path))
+    data = memory.read_bytes()
+    memory.unlink()
+    if damage == "folder":
+        (memory / "inside").mkdir(parents=True)
+    elif damage == "another version":
+        memory.write_bytes(data.replace(b"mrp-files-2", b"mrp-files-3"))
     else:
-        memory.unlink()
-        if damage == "folder":
-            (memory / "inside").mkdir(parents=True)
-        else:
-            memory.write_bytes(b"garbage" * 1000 if damage == "garbage" else b"")
+        memory.write_bytes(b"garbage" * 1000 if damage == "garbage" else b"")
     assert read(memory, files) == (expected, 20)
     assert read(memory, files) == (expected, 20 if damage == "folder" else 0)
+
+
+def test_no_flipped_bit_of_the_memory_is_believed(memory, files):
+    expected, _ = read(memory, files)
+    data = memory.read_bytes()
+    for place in range(0, len(data), 7):
+        memory.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        assert read(memory, files) == (expected, 20)
+    assert read(memory, files) == (expected, 0)
+
+
+def test_a_memory_that_breaks_off_keeps_what_stands_before(memory, files):
+    read(memory, files[:10])
+    first = memory.stat().st_size
+    expected, _ = read(memory, files)
+    with memory.open("r+b") as file:
+        file.truncate((first + memory.stat().st_size) // 2)
+    assert read(memory, files) == (expected, 10)
+    assert read(memory, files) == (expected, 0)
+
+
+def test_an_edit_writes_what_was_edited(memory, files):
+    read(memory, files)
+    before = memory.read_bytes()
+    files[3].write_bytes(b"changed")
+    settle()
+    read(memory, files)
+    assert memory.read_bytes().startswith(before)
+    assert memory.stat().st_size - len(before) < len(before) / 5
+
+
+def test_a_memory_does_not_grow_with_every_edit(memory, files, monkeypatch):
+    monkeypatch.setattr("mrp.cache.filestats._SLACK", 10)
+    sizes = []
+    for number in range(60):
+        files[0].write_bytes(b"%d" % number)
+        settle()
+        assert read(memory, files)[1] == (20 if number == 0 else 1)
+        sizes.append(memory.stat().st_size)
+    assert max(sizes) < 4 * sizes[0]
+    assert read(memory, files)[1] == 0
+
+
+def test_what_nobody_asks_for_any_more_is_dropped(memory, files, monkeypatch):
+    monkeypatch.setattr("mrp.cache.filestats._MAX_UNUSED", 15)
+    read(memory, files)
+    files[0].write_bytes(b"changed")
+    settle()
+    read(memory, files[:2])
+    assert read(memory, files[:2])[1] == 0
+    assert read(memory, files)[1] == 18
+
+
+def test_sources_are_named_as_they_are_asked_for(memory, files, tmp_path):
+    files[4].chmod(0o755)
+    settle()
+    names = [f"src/{path.name}" for path in files]
+    expected = {name: (hash_file(tmp_path / name), name == "src/4.txt") for name in names}
+    for count in (20, 0):
+        with FileDigests.open(memory) as digests:
+            assert digests.sources(tmp_path, names) == expected
+            assert digests.files_read == count
+    assert read(memory, files)[1] == 0
 
 
 def test_two_memories_of_one_file_do_no_harm(memory, files):
     with FileDigests.open(memory) as one, FileDigests.open(memory) as two:
         assert one.digest_many(files[:15]) | two.digest_many(files[5:]) == {path: hash_file(path) for path in files}
+    assert read(memory, files)[1] == 0
+
+
+def test_processes_that_write_at_once_keep_what_each_other_wrote(memory, files):
+    script = (
+        "import sys; from pathlib import Path; from mrp.cache.filestats import FileDigests\n"
+        "for path in sys.argv[2:]:\n"
+        "    with FileDigests.open(Path(sys.argv[1])) as digests: digests.digest(path)\n"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", script, memory, *files[start::4]], stdout=subprocess.DEVNULL)
+        for start in range(4)
+    ]
+    assert [process.wait(60) for process in running] == [0, 0, 0, 0]
     assert read(memory, files)[1] == 0
 
 

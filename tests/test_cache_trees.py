@@ -14,6 +14,7 @@ from mrp.cache.canonical import canonical_bytes
 from mrp.cache.checkout import CHECKOUT_TIME, remove_checkout
 from mrp.cache.digest import Digest, digest_bytes
 from mrp.cache.store import CacheError, Entry, MissingBlob, Store, TreeError, TreeTooLarge
+from mrp.cache.trees import decode_node, encode_node
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=8).filter(
     lambda name: name not in (".", "..")
@@ -325,3 +326,27 @@ def test_trees_that_share_folders_share_their_objects(store, folder):
     store.commit([])
     # The new root and the new file.
     assert store.index.read("SELECT count(*) FROM blobs")[0][0] == before + 2
+
+
+member_names = st.sampled_from(
+    ["a", "b", "b.txt", ".", "..", "é", "\x7f", "a/b", "\\", '"', "\n", "\u2028", "z" * 300, ""]
+)
+member_values = st.tuples(st.sampled_from("fxtld"), st.sampled_from(["0" * 64, "ab" * 32, "AB" * 32, "target", ""]))
+
+
+@given(st.lists(st.tuples(member_names, member_values), max_size=4), st.sampled_from(["", " ", "\n", "\ufeff"]))
+def test_a_tree_object_is_what_would_be_written_for_it_or_is_refused(members, around):
+    """Whichever way it is read; names may come twice and in any order here."""
+    inside = ",".join(f"{json.dumps(n, ensure_ascii=False)}:{json.dumps(v, separators=(',', ':'))}" for n, v in members)
+    data = f"{around}{{{inside}}}".encode()
+    try:
+        items = json.loads(data)
+        node = {n: Entry(k, None, v) if k == "l" else Entry(k, v) for n, (k, v) in items.items()}
+        right = encode_node(node) == data
+    except (ValueError, TreeError):
+        right = False
+    if right:
+        assert decode_node(data, "d") == node
+    else:
+        with pytest.raises(TreeError):
+            decode_node(data, "d")

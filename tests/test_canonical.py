@@ -1,13 +1,13 @@
 """Canonical JSON: one spelling for every value."""
 
 import json
-from decimal import Decimal
+from decimal import Context, Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mrp.cache.canonical import action_key, canonical_bytes, canonical_text, number_text, parse_canonical
+from mrp.cache.canonical import Shape, action_key, canonical_bytes, canonical_text, number_text, parse_canonical
 from mrp.cache.digest import digest_bytes, parse_digest
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -94,3 +94,63 @@ def test_a_key_is_the_digest_of_its_explanation():
 def test_only_64_lower_case_hex_digits_are_a_digest(word):
     with pytest.raises(ValueError, match="not a digest"):
         parse_digest(word)
+
+
+# -- the quick ways against the slow one ------------------------------------------------------------------------------
+
+
+def spelled_slowly(value):
+    """Canonical JSON as its description says it, a piece at a time."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int | Decimal):
+        return number_spelled_slowly(Decimal(value))
+    if isinstance(value, dict):
+        members = (f"{json.dumps(name, ensure_ascii=False)}:{spelled_slowly(value[name])}" for name in sorted(value))
+        return "{" + ",".join(members) + "}"
+    return "[" + ",".join(map(spelled_slowly, value)) + "]"
+
+
+def number_spelled_slowly(value):
+    sign, digits, exponent = value.as_tuple()
+    text = "".join(map(str, digits)).lstrip("0")
+    while text.endswith("0"):
+        text, exponent = text[:-1], exponent + 1
+    if not text:
+        return "0"
+    minus = "-" if sign else ""
+    if exponent == 0 or (exponent > 0 and len(text) + exponent <= 40):
+        return minus + text + "0" * exponent
+    if exponent < 0 and max(len(text), -exponent) <= 40:
+        padded = text.rjust(1 - exponent, "0")
+        return f"{minus}{padded[:exponent]}.{padded[exponent:]}"
+    return f"{minus}{text}e{exponent}"
+
+
+@given(values)
+def test_quick_and_slow_spell_alike(value):
+    assert canonical_text(value) == spelled_slowly(value)
+
+
+@given(st.integers(-(10**45), 10**45), st.integers(-60, 60))
+@example(10**40 + 1, 0)
+@example(-(10**39), -1)
+def test_quick_and_slow_spell_numbers_alike(digits, exponent):
+    value = Decimal(digits).scaleb(exponent, Context(prec=60))
+    assert number_text(value) == number_spelled_slowly(value)
+
+
+names = st.text(st.sampled_from("abcdefghij_"), min_size=1, max_size=4)
+
+
+@given(st.dictionaries(names, values, max_size=5), st.dictionaries(names, values, max_size=5))
+def test_a_shape_makes_the_text_of_the_whole_object(constant, varying):
+    shape = Shape({name: value for name, value in constant.items() if name not in varying}, *varying)
+    members = {name: canonical_text(value) for name, value in varying.items()}
+    assert shape.text(members) == canonical_text({**constant, **varying})
+
+
+def test_a_shape_keeps_what_looks_like_a_place_to_fill():
+    assert Shape({"a": "%(b)s 100%"}, "b").text({"b": '"%s"'}) == '{"a":"%(b)s 100%","b":"%s"}'

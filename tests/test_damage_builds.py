@@ -84,8 +84,8 @@ def test_one_of_everything_is_stored(undamaged: Place) -> None:
     state = undamaged.folder / ".mrp"
     assert {path.relative_to(state).parts[0] for path in stored(undamaged) if state in path.parents} == {
         "audit",
-        "files.sqlite",
-        "files.sqlite.clock",
+        "files.digests",
+        "files.digests.clock",
         "ledger.sqlite",
         "ledger.sqlite.lock",
         "publish.lock",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mrp.specs import labels
+from mrp.specs import label_text, labels
 from mrp.specs.labels import Label, LabelError, encode_text, parse_label, parse_pattern, parse_patterns
 
 CANONICAL = {
@@ -119,31 +119,34 @@ def test_samples_are_ordered_as_numbers() -> None:
     assert sorted([item.item("x", 10), item.item("x", 9), item]) == [item, item.item("x", 9), item.item("x", 10)]
 
 
-plain_forms = st.builds(lambda package, name: f"//{package}:{name}", packages, names) | names.map(":{}".format)
+pieces = st.sampled_from(
+    ["//", ":", "/", "...", ".", "..", "-", "@", "=", ",", "[", "]", "#", "%4A", "%", "*", "?", " ", "builtin:", "é"]
+)
+label_like = st.lists(pieces | names | packages | st.text("ab0_/%", max_size=3), max_size=9).map("".join)
 
 
-@given(plain_forms | st.text("/:.@[]a_-B0", max_size=10))
+@pytest.mark.parametrize("what", ["label", "pattern"])
+@given(text=label_like | any_label().map(str) | st.text(max_size=6))
 @example("//...:x")
 @example("//a/.:x")
-def test_the_fast_path_agrees_with_the_grammar(text: str) -> None:
-    fast = labels._PLAIN.match(text)
+@example("//a/.b...")
+@example("//p:n@a=,b=%41[x#0]")
+@example("-//a*/?/...")
+@example("//p:n\n")
+@example("//p:n[a\nb]")
+def test_what_is_found_without_the_grammar_agrees_with_it(what: str, text: str) -> None:
     try:
-        tree = labels._parse(text, "label", "label")
-        by_grammar = labels._address(text, tree.children[0], "here", False) if tree.data == "label" else None
-        plain = by_grammar is not None and len(tree.children) == 1 and tree.children[0].data in ("full", "local")
+        by_grammar = label_text.parse(text, what)
     except LabelError:
-        plain = False
-    assert (fast is not None) == plain
-    if fast:
-        package = "here" if text[0] == ":" else fast[1] or ""
-        assert by_grammar == (package, fast[2])
+        by_grammar = None
+    assert label_text.scan(text, what) == by_grammar
 
 
 @given(packages)
-def test_the_fast_path_of_patterns_agrees_with_the_grammar(package: str) -> None:
+def test_patterns_of_all_below_agree_with_the_grammar(package: str) -> None:
     text = f"//{package}/..." if package else "//..."
-    tree = labels._parse(text, "pattern", "pattern")
-    assert labels._pattern(text, tree.data, tree.children, "", False) == parse_pattern(text)
+    assert label_text.parse(text, "pattern") == label_text.Parts("below", package)
+    assert parse_pattern(text) == labels.Pattern(text, package, below=True)
 
 
 def test_encoding_leaves_what_people_read() -> None:

@@ -4,11 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from support.showcase import showcase
 from support.workspaces import Workspace
 
+from mrp.compiler.analysis import analyse
 from mrp.compiler.lower import operator_digest
-from mrp.compiler.secret_texts import secret_in
+from mrp.compiler.policy import Subject, rules_of
+from mrp.compiler.secret_texts import may_hold_secret, secret_in
+from mrp.specs.errors import SpecError
 from mrp.specs.ir import OperatorTask
+from mrp.specs.yaml import Node, parse_yaml
 
 HEAD = "mrp: 1\ntargets:\n"
 PIN = "0" * 64
@@ -196,6 +203,65 @@ def test_another_error_on_the_line_of_a_secret_does_not_show_it_either(tmp_path:
 )
 def test_ordinary_texts_are_no_secrets(text: str) -> None:
     assert secret_in(text) is None
+
+
+def texts(node: Node) -> list[str]:
+    """All texts of a document but its keys."""
+    value = node.value
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in texts(item)]
+    if isinstance(value, list):
+        return [text for item in value for text in texts(item)]
+    return [value] if isinstance(value, str) else []
+
+
+pieces = st.sampled_from(
+    [
+        *SECRETS.values(),
+        "sk-",
+        "1234567890abcdef" * 2,
+        "\n",
+        "  ",
+        "- ",
+        "k: ",
+        "|",
+        ">",
+        "\n    ",
+        "'",
+        '"',
+        "\\",
+        "\\x73",
+    ]
+)
+
+
+@given(st.lists(pieces | st.text(max_size=2), max_size=10).map("".join))
+@example('k: "\\x73k-1234567890abcdef1234567890abcdef"')
+@example('k: "sk-1234567890\\\n  abcdef1234567890abcdef"')
+@example("k: >-\n  -----BEGIN\n  RSA PRIVATE KEY-----")
+def test_a_document_whose_bytes_hold_no_start_of_a_secret_holds_none(text: str) -> None:
+    try:
+        node = parse_yaml(text.encode(), "BUILD.yaml")
+    except SpecError:
+        return
+    if any(map(secret_in, texts(node))):
+        assert may_hold_secret(text.encode())
+
+
+def test_most_documents_are_known_to_hold_no_secret() -> None:
+    assert not may_hold_secret(b"mrp: 1\ntargets:\n  task-17: {kind: command, command: [risk, -x]}\n")
+
+
+def test_a_rule_is_asked_about_all_kinds_that_it_may_concern(tmp_path: Path) -> None:
+    workspace = showcase(tmp_path)
+    analysis = analyse(workspace.root)
+    subjects = [Subject(found.unit, analysis.task(label)) for label, found in analysis.resolved.items()]
+    rules = rules_of(analysis.workspace, frozenset(), analysis.problems)
+    limited = [rule for rule in rules if rule.kinds is not None]
+    assert len({subject.unit.kind for subject in subjects}) > 10 and len(limited) > 10
+    for rule in limited:
+        asked = {subject.unit.kind for subject in subjects if rule.check(subject) is not None}
+        assert asked and asked <= set(rule.kinds or ()), rule.name
 
 
 def test_a_rule_of_ones_own_denies_by_the_fields_of_a_target(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.datasets import all_bytes, dataset, files_of, index, put_files, rows_text
 
-from mrp.cache.store import Store
+from mrp.cache.store import Entry, Store
+from mrp.cache.trees import closure
+from mrp.rules.record import TreeWriter
 from mrp.rules.records import (
     Record,
     concat_records,
@@ -19,6 +21,7 @@ from mrp.rules.records import (
     read_index,
     write_index,
 )
+from mrp.rules.views import RecordViews
 from mrp.specs.errors import SpecError
 from mrp.specs.ir import DatasetTask, FetchSpec, GenerateSpec, SourceFile, ViewSpec
 
@@ -445,3 +448,26 @@ def test_views_that_show_the_same_are_one_tree(tmp_path: Path) -> None:
         assert {record.starter for record in records.values()} == {store.put_tree({})}
         assert all(record.task == record.grader == record.solver for record in records.values())
         assert files_of(store, records["3"].task) == {"record.json": '{"id":3}\n'}
+
+
+NAMES = st.sampled_from(
+    ["record.json", "main.py", "a/b.txt", "a/c.txt", "é", 'q"', "b\\s", "tab\t", "\x7f", "\u2028", " "]
+)
+FILES = st.dictionaries(NAMES, st.binary(max_size=4), max_size=4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(FILES, FILES, FILES)
+def test_the_trees_of_views_are_what_a_store_makes_of_the_same_files(
+    store: Store, task: dict[str, bytes], starter: dict[str, bytes], grader: dict[str, bytes]
+) -> None:
+    writer = TreeWriter(store)
+    trees = writer.views(RecordViews(task, starter, grader, solver=task, solution={}))
+    expected = [
+        store.put_tree({path: Entry("f", store.put_bytes(data)) for path, data in files.items()})
+        for files in (task, starter, grader, task, {})
+    ]
+    assert list(trees) == expected
+    assert not store.missing_deep([("tree", tree) for tree in trees])
+    objects, blobs, _ = closure(trees, store.get_many)
+    assert objects | blobs <= {*writer.written, store.put_tree({})}

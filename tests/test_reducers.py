@@ -229,8 +229,9 @@ def test_square_roots_medians_and_errors_by_hand() -> None:
     assert square_root(Fraction(9, 4)) == Decimal("1.5")
     assert median([(Decimal(3), 1), (Decimal(1), 2), (Decimal("0.1"), 1)]) == 1
     assert median([(Decimal("0.1"), 2), (Decimal("0.2"), 2)]) == Decimal("0.15")
-    assert standard_error([Fraction(1)]) is None
-    assert standard_error([Fraction(2), Fraction(4), Fraction(6)]) == square_root(Fraction(4, 3))
+    assert standard_error([(1, 1, 1)]) is None
+    assert standard_error([(2, 1, 1), (8, 2, 1), (18, 3, 1)]) == square_root(Fraction(4, 3))
+    assert standard_error([(1, 1, 2), (0, 1, 2)]) == square_root(Fraction(1, 12))
 
 
 # -- pass_at_k ----------------------------------------------------------------------------------------------------

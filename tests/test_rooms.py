@@ -55,11 +55,13 @@ def test_the_wheel_holds_every_file_of_every_room(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("mrp_build-*.whl")
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("mrp/")}
+    names = zipfile.ZipFile(wheel).namelist()
+    held = {name for name in names if name.startswith("mrp/")}
     tracked = {
         str(path.relative_to(ROOT / room))
         for room in ROOMS
-        for path in (ROOT / room).rglob("*")
+        for path in (ROOT / room / "mrp").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert held == tracked
+    assert [name for name in names if name.endswith(".data/scripts/mrp")], "the command"

@@ -211,3 +211,49 @@ def test_a_single_row_and_none_are_rows_too(store: Store) -> None:
 def test_lists_of_words_are_shown_whole(store: Store) -> None:
     (change,) = compare({"command": ["a", "b"]}, {"command": ["a", "c"]}, store)
     assert (change.old, change.new) == ('["a","b"]', '["a","c"]')
+
+
+# -- long rows ---------------------------------------------------------------------------------------------------
+
+
+class Counting:
+    """A store that counts the blobs which are read whole."""
+
+    def __init__(self, store: Store) -> None:
+        self.read_whole = 0
+        self._store = store
+        self.size, self.read_tree, self.open_blob = store.size, store.read_tree, store.open_blob
+
+    def get_bytes(self, digest: Digest) -> bytes:
+        self.read_whole += 1
+        return self._store.get_bytes(digest)
+
+
+def long_rows(store: Store, count: int, **changed: int) -> Digest:
+    """JSON lines of more than a MiB; `changed` gives rows another value."""
+    lines = [
+        {"id": f"r{number:05d}", "v": changed.get(f"r{number:05d}", 1), "pad": "x" * 400} for number in range(count)
+    ]
+    return store.put_bytes(b"".join(canonical_bytes(line) + b"\n" for line in lines))
+
+
+def test_of_long_rows_only_those_that_differ_are_looked_at(store: Store) -> None:
+    reading = Counting(store)
+    old, new = long_rows(store, 3000), long_rows(store, 3001, r00007=2)
+    found = compare({"inputs": old}, {"inputs": new}, reading)
+    assert paths(found) == ["inputs[r00007].v", "inputs[r03000]"]
+    assert reading.read_whole == 0
+
+
+def test_long_rows_that_all_differ_are_counted_beyond_the_first(store: Store) -> None:
+    old = long_rows(store, 3000)
+    new = long_rows(store, 3000, **{f"r{number:05d}": 2 for number in range(3000)})
+    found = compare([old], [new], Counting(store))
+    assert paths(found)[:2] == ["[0][r00000].v", "[0][r00001].v"]
+    assert (len(found), found[-1].detail) == (1001, "2000 more rows differ")
+
+
+def test_long_texts_that_are_no_rows_are_compared_as_texts(store: Store) -> None:
+    old, new = (store.put_bytes(b"{}\n" + word * 2**20) for word in (b"a\n", b"b\n"))
+    (change,) = compare([old], [new], store)
+    assert change.detail == f"{3 + 2**21} bytes -> {3 + 2**21} bytes"

@@ -177,7 +177,7 @@ def rot(place: Place, blob: Path) -> None:
 def databases(place: Place) -> list[Path]:
     """The SQLite files of the cache and the workspace."""
     state = place.folder / ".mrp"
-    return [place.cache / "index.sqlite", state / "files.sqlite", state / "ledger.sqlite"]
+    return [place.cache / "index.sqlite", state / "ledger.sqlite"]
 
 
 _HOLD = """

@@ -14,14 +14,14 @@ from typing import Any
 from blake3 import blake3
 
 from mrp.cache.canonical import Json, canonical_bytes, parse_canonical
-from mrp.cache.digest import ActionKey, Digest, digest_bytes, parse_digest
+from mrp.cache.digest import ActionKey, Digest, digest_bytes
 from mrp.cache.index import Index
 
 USED_SECONDS = 24 * 3600
 """The time of an entry's last use is kept to this precision."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ActionEntry:
     """What an action left. `blobs` and `trees` are what a hit needs; the loss of `extra` (logs) does not spoil one.
 
@@ -98,6 +98,7 @@ Rows = list[tuple[Any, ...]]
 def encode_rows(entries: Sequence[ActionEntry]) -> Rows:
     """The rows of entries, for insert_rows. Raises ValueError when a key is not the hash of its preimage."""
     rows: Rows = []
+    now = int(time.time())
     for entry in entries:
         if digest_bytes(entry.preimage) != Digest(entry.key):
             raise ValueError(f"the key {entry.key} of a {entry.kind} is not the digest of its preimage")
@@ -115,7 +116,7 @@ def encode_rows(entries: Sequence[ActionEntry]) -> Rows:
         name = bytes.fromhex(entry.key)
         created = float(entry.created)
         checksum = _checksum(name, created, entry.kind, body)
-        rows.append((name, created, int(time.time()), entry.kind, body, checksum, entry.preimage))
+        rows.append((name, created, now, entry.kind, body, checksum, entry.preimage))
     return rows
 
 
@@ -163,7 +164,7 @@ def _decode(name: Any, created: Any, kind: Any, body: Any, checksum: Any) -> Act
             return None
         value = parse_canonical(body)
         return ActionEntry(
-            key=ActionKey(parse_digest(name.hex())),
+            key=ActionKey(Digest(name.hex())),
             kind=kind,
             preimage=b"",
             result=value["result"],

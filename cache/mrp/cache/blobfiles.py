@@ -20,7 +20,7 @@ from blake3 import blake3
 
 from mrp.cache.digest import Digest
 from mrp.cache.errors import ChangedWhileRead, MissingBlob, explained
-from mrp.cache.hashing import hash_file, hash_mapped
+from mrp.cache.hashing import hash_copied, hash_file, hash_mapped
 from mrp.cache.index import Index
 from mrp.cache.layout import Layout, remove_file, sync_folder
 
@@ -67,7 +67,7 @@ class BlobFiles:
         self._records: dict[Digest, FileRecord] = {}
         self._waiting = FileBatch()
 
-    def write(self, digest: Digest, data: bytes) -> None:
+    def write(self, digest: Digest, data: bytes | bytearray) -> None:
         """Keep `data`, whose digest is given, as a file. Raises CacheError."""
         with explained(self._layout.root):
             descriptor, temporary = self._layout.temporary()
@@ -88,12 +88,15 @@ class BlobFiles:
             descriptor, temporary = self._layout.temporary()
             try:
                 try:
-                    if not _reflink(source, descriptor):
-                        _send(source, descriptor)
+                    if _reflink(source, descriptor):
+                        copied = hash_mapped(temporary)
+                    else:
+                        os.lseek(source, 0, os.SEEK_SET)
+                        copied = hash_copied(source, descriptor)
                     os.fchmod(descriptor, 0o444)
                 finally:
                     os.close(descriptor)
-                if hash_mapped(temporary) != digest:
+                if copied != digest:
                     raise ChangedWhileRead(name)
                 self._keep(digest, temporary)
             except BaseException:
@@ -237,7 +240,7 @@ def write_records(connection: sqlite3.Connection, batch: FileBatch, now: int) ->
     )
 
 
-def write_all(descriptor: int, data: bytes | memoryview) -> None:
+def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
     """Write all of `data`, in as many calls as it takes."""
     view = memoryview(data)
     while view:
@@ -254,12 +257,6 @@ def _reflink(source: int, target: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _send(source: int, target: int) -> None:
-    os.lseek(source, 0, os.SEEK_SET)
-    while os.sendfile(target, source, None, 1 << 30):
-        pass
 
 
 def _read_into(source: int, view: memoryview, digest: Digest) -> int:

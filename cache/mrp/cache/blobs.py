@@ -57,7 +57,7 @@ class Blobs:
         self._waiting = _Batch()
         self._writing = _Batch()
 
-    def put_bytes(self, data: bytes) -> Digest:
+    def put_bytes(self, data: bytes | bytearray) -> Digest:
         """Keep `data`; it can be read at once and is durable after the next commit."""
         digest = digest_bytes(data)
         if len(data) <= INLINE_LIMIT:
@@ -78,6 +78,9 @@ class Blobs:
             return digest
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
+            if digest is not None and os.fstat(descriptor).st_size >= THREADED:
+                self._copy_in(digest, descriptor, os.fspath(path))
+                return digest
             found = self.put_descriptor(descriptor, os.fspath(path))
         finally:
             os.close(descriptor)
@@ -99,11 +102,19 @@ class Blobs:
         digest = hash_descriptor(descriptor, before.size)
         if self.files.is_whole(digest):
             self._touch(digest)
+            if stamp_of(os.fstat(descriptor)) != before:
+                raise ChangedWhileRead(name)
         else:
-            self.files.copy_in(digest, descriptor, name)
+            self._copy_in(digest, descriptor, name)
+        return digest
+
+    def _copy_in(self, digest: Digest, descriptor: int, name: str) -> None:
+        before = stamp_of(os.fstat(descriptor))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise IsADirectoryError(21, "not a plain file", name)
+        self.files.copy_in(digest, descriptor, name)
         if stamp_of(os.fstat(descriptor)) != before:
             raise ChangedWhileRead(name)
-        return digest
 
     def get_bytes(self, digest: Digest) -> bytes:
         """The bytes with this digest; raises MissingBlob."""
@@ -117,14 +128,9 @@ class Blobs:
 
     def get_small(self, digests: Iterable[Digest]) -> dict[Digest, bytes]:
         """The bytes of those blobs that are in the index or wait for it; large and missing ones are left out."""
-        found: dict[Digest, bytes] = {}
-        wanted: list[bytes] = []
-        for digest in set(digests):
-            data = self._unwritten(digest)
-            if data is None:
-                wanted.append(bytes.fromhex(digest))
-            else:
-                found[digest] = data
+        asked = set(digests)
+        found = self._unwritten_among(asked)
+        wanted = [bytes.fromhex(digest) for digest in asked if digest not in found]
         for name, data in self._index.read_in("SELECT digest, data FROM blobs WHERE digest IN ({})", wanted):
             digest = Digest(name.hex())
             if self.check_row(digest, data):
@@ -173,7 +179,8 @@ class Blobs:
 
     def missing(self, digests: Iterable[Digest]) -> set[Digest]:
         """Those that are not there. Small ones are looked up, large ones compared by stat, hashed when it changed."""
-        wanted = {digest for digest in digests if self._unwritten(digest) is None}
+        wanted = set(digests)
+        wanted -= self._unwritten_among(wanted).keys()
         names = [bytes.fromhex(digest) for digest in wanted]
         for (name,) in self._index.read_in("SELECT digest FROM blobs WHERE digest IN ({})", names):
             wanted.discard(Digest(name.hex()))
@@ -250,6 +257,14 @@ class Blobs:
             data = self._waiting.small.get(digest)
             return data if data is not None else self._writing.small.get(digest)
 
+    def _unwritten_among(self, digests: Iterable[Digest]) -> dict[Digest, bytes]:
+        with self._lock:
+            waiting, writing = self._waiting.small, self._writing.small
+            if not waiting and not writing:
+                return {}
+            found = {digest: waiting.get(digest, writing.get(digest)) for digest in digests}
+        return {digest: data for digest, data in found.items() if data is not None}
+
 
 def _write_batch(connection: sqlite3.Connection, batch: _Batch, now: int) -> None:
     # Data that is there already is compared, since it may be damaged, and nobody may have read it yet.
@@ -259,6 +274,8 @@ def _write_batch(connection: sqlite3.Connection, batch: _Batch, now: int) -> Non
         f"WHERE touched < excluded.touched - {TOUCH_SECONDS} OR data <> excluded.data",
         ((bytes.fromhex(digest), now, data) for digest, data in batch.small.items()),
     )
+    if not batch.touched:
+        return
     touched = [(now, bytes.fromhex(digest), now - TOUCH_SECONDS) for digest in batch.touched]
     for table in ("blobs", "files"):
         connection.executemany(f"UPDATE {table} SET touched = ? WHERE digest = ? AND touched < ?", touched)

@@ -24,6 +24,11 @@ _PLAIN_INT = 10**_MAX_PLAIN_DIGITS
 _quote = json.encoder.encode_basestring
 
 
+def quoted(text: str) -> str:
+    """`text` as it stands in canonical JSON."""
+    return _quote(text)
+
+
 def number_text(value: int | Decimal) -> str:
     """The shortest decimal text of `value`: `0.7` for 0.70, `1e+100` style only beyond 40 digits.
 
@@ -36,8 +41,12 @@ def number_text(value: int | Decimal) -> str:
         value = Decimal(value)
     if not value.is_finite():
         raise ValueError(f"{value} is not a finite number")
-    if value == 0:
+    if not value:
         return "0"
+    text = str(value)
+    # Most are short and written without an exponent: then only zeros at the end are too many.
+    if len(text) <= _MAX_PLAIN_DIGITS and "E" not in text:
+        return text.rstrip("0").rstrip(".") if "." in text else text
     sign, digits, exponent = value.as_tuple()
     assert isinstance(exponent, int)
     text = "".join(map(str, digits))
@@ -57,9 +66,29 @@ def number_text(value: int | Decimal) -> str:
 
 def canonical_text(value: Json) -> str:
     """`value` in canonical JSON. Raises TypeError for floats and foreign types, ValueError for NaN."""
-    parts: list[str] = []
-    _write(value, parts)
-    return "".join(parts)
+    # The exact types come first: they are nearly all that occurs, and isinstance of an ABC is slow.
+    kind = type(value)
+    if kind is str:
+        return _quote(value)
+    if kind is dict:
+        return _object_text(value)
+    if kind is list or kind is tuple:
+        return _array_text(value)
+    if value is None:
+        return "null"
+    if value is True:
+        return "true"
+    if value is False:
+        return "false"
+    if isinstance(value, int | Decimal):
+        return number_text(value)
+    if isinstance(value, str):
+        return _quote(value)
+    if isinstance(value, Mapping):
+        return _object_text(value)
+    if isinstance(value, list | tuple):
+        return _array_text(value)
+    raise TypeError(f"{kind.__name__} has no canonical form")
 
 
 def canonical_bytes(value: Json) -> bytes:
@@ -69,7 +98,10 @@ def canonical_bytes(value: Json) -> bytes:
 
 def parse_canonical(data: bytes | str) -> Json:
     """The value that `data` spells, with fractions as Decimal; the inverse of `canonical_bytes`."""
-    return json.loads(data, parse_float=Decimal)
+    return _decode(data if isinstance(data, str) else str(data, "utf-8"))
+
+
+_decode = json.JSONDecoder(parse_float=Decimal).decode
 
 
 def canonical_digest(value: Json) -> Digest:
@@ -83,61 +115,28 @@ def action_key(preimage: Mapping[str, Json]) -> tuple[ActionKey, bytes]:
     return ActionKey(digest_bytes(data)), data
 
 
-def _write(value: Json, parts: list[str]) -> None:
-    # The exact types come first: they are nearly all that occurs, and isinstance of an ABC is slow.
-    kind = type(value)
-    if kind is str:
-        parts.append(_quote(value))
-    elif kind is dict:
-        _write_object(value, parts)
-    elif kind is list or kind is tuple:
-        _write_array(value, parts)
-    elif value is None:
-        parts.append("null")
-    elif value is True:
-        parts.append("true")
-    elif value is False:
-        parts.append("false")
-    elif isinstance(value, int | Decimal):
-        parts.append(number_text(value))
-    elif isinstance(value, str):
-        parts.append(_quote(value))
-    elif isinstance(value, Mapping):
-        _write_object(value, parts)
-    elif isinstance(value, list | tuple):
-        _write_array(value, parts)
-    else:
-        raise TypeError(f"{kind.__name__} has no canonical form")
+class Shape:
+    """Canonical objects that differ in a few members: the text of the other members is made once."""
+
+    def __init__(self, constant: Mapping[str, Json], *varying: str) -> None:
+        """constant: the members that are the same for all; varying: the names of the others."""
+        members = {name: canonical_text(value).replace("%", "%%") for name, value in constant.items()}
+        members |= {name: f"%({name})s" for name in varying}
+        self._format = "{" + ",".join(f"{_quote(name)}:{members[name]}" for name in sorted(members)) + "}"
+
+    def text(self, members: Mapping[str, str]) -> str:
+        """The canonical text of the object with these members, which are given in canonical text."""
+        return self._format % members
 
 
-def _write_object(value: Mapping[str, Json], parts: list[str]) -> None:
-    if not value:
-        parts.append("{}")
-        return
-    separator = "{"
-    for key in sorted(value):
-        if not isinstance(key, str):
-            raise TypeError(f"object keys must be text, not {type(key).__name__}")
-        item = value[key]
-        if type(item) is str:
-            parts.append(f"{separator}{_quote(key)}:{_quote(item)}")
-        else:
-            parts.append(f"{separator}{_quote(key)}:")
-            _write(item, parts)
-        separator = ","
-    parts.append("}")
+def _object_text(value: Mapping[str, Json]) -> str:
+    # _quote refuses what is no text, so keys need no look of their own.
+    members = [
+        f"{_quote(name)}:{_quote(item) if type(item) is str else canonical_text(item)}"
+        for name, item in sorted(value.items())
+    ]
+    return "{" + ",".join(members) + "}"
 
 
-def _write_array(value: Sequence[Json], parts: list[str]) -> None:
-    if not value:
-        parts.append("[]")
-        return
-    separator = "["
-    for item in value:
-        if type(item) is str:
-            parts.append(separator + _quote(item))
-        else:
-            parts.append(separator)
-            _write(item, parts)
-        separator = ","
-    parts.append("]")
+def _array_text(value: Sequence[Json]) -> str:
+    return "[" + ",".join([_quote(item) if type(item) is str else canonical_text(item) for item in value]) + "]"

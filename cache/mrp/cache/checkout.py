@@ -11,6 +11,7 @@ from pathlib import Path
 from mrp.cache.blobs import Blobs
 from mrp.cache.digest import Digest
 from mrp.cache.errors import CacheError
+from mrp.cache.folders import ENTRY_BYTES
 from mrp.cache.trees import GetBytes, Node, decode_node
 
 CHECKOUT_TIME = 946684800
@@ -22,11 +23,15 @@ _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Checkout:
-    """One laying out. `writable` chooses modes 0644 and 0755, else 0444 and 0555."""
+    """One laying out. `writable` chooses modes 0644 and 0755, else 0444 and 0555.
+
+    `counted` is the sum of what was laid out, see mrp.cache.folders.ENTRY_BYTES.
+    """
 
     def __init__(self, blobs: Blobs, get_tree: GetBytes, *, writable: bool) -> None:
         self._blobs = blobs
         self._get_tree = get_tree
+        self.counted = 0
         self._file_mode = 0o644 if writable else 0o444
         self._folder_mode = 0o755 if writable else 0o555
 
@@ -35,8 +40,11 @@ class Checkout:
 
         Raises MissingBlob (nothing is then promised of the folder), TreeError, and CacheError when a name is taken.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, _FOLDER_FLAGS & ~os.O_NOFOLLOW)
+        try:
+            descriptor = os.open(folder, _FOLDER_FLAGS & ~os.O_NOFOLLOW)
+        except FileNotFoundError:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder, _FOLDER_FLAGS & ~os.O_NOFOLLOW)
         try:
             self._fill(descriptor, tree)
         except FileExistsError as error:
@@ -50,6 +58,8 @@ class Checkout:
         node = decode_node(self._get_tree(tree), tree)
         self._files(descriptor, node)
         for name, entry in node.items():
+            if entry.kind not in ("f", "x"):
+                self.counted += ENTRY_BYTES
             if entry.kind == "t" and entry.digest is not None:
                 os.mkdir(name, 0o700, dir_fd=descriptor)
                 child = os.open(name, _FOLDER_FLAGS, dir_fd=descriptor)
@@ -65,6 +75,8 @@ class Checkout:
 
     def _files(self, descriptor: int, node: Node) -> None:
         names = [name for name, entry in node.items() if entry.kind in ("f", "x")]
+        if not names:
+            return
         for start in range(0, len(names), 256):
             piece = [(name, node[name]) for name in names[start : start + 256]]
             small = self._blobs.get_small([entry.digest for _, entry in piece if entry.digest is not None])
@@ -72,7 +84,10 @@ class Checkout:
                 assert digest is not None
                 file = os.open(name, _FILE_FLAGS, 0o600, dir_fd=descriptor)
                 try:
-                    self._blobs.copy_out(digest, file, small.get(digest))
+                    content = small.get(digest)
+                    self._blobs.copy_out(digest, file, content)
+                    size = len(content) if content is not None else os.fstat(file).st_size
+                    self.counted += max(size, ENTRY_BYTES)
                     os.fchmod(file, self._file_mode | 0o111 if kind == "x" else self._file_mode)
                     os.utime(file, ns=_TIMES)
                 finally:

@@ -14,7 +14,7 @@ ActionKey = NewType("ActionKey", str)
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 
 
-def digest_bytes(data: bytes) -> Digest:
+def digest_bytes(data: bytes | bytearray) -> Digest:
     """The digest of `data`, in one thread (right for small blobs; files go through mrp.cache.hashing)."""
     return Digest(blake3(data).hexdigest())
 

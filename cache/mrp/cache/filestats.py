@@ -2,35 +2,39 @@
 
 A digest is trusted only while size, mtime, ctime, inode and device all equal what they were when the file was
 hashed, and only if the file system's clock had moved on by then: a file hashed within the tick in which it was last
-written could be written once more without its stat telling. Anything else, a clock set back included, means reading
-again. Forgetting is always safe, so a damaged memory is deleted.
+written could be written once more without its stat telling, so such a digest is not kept at all. Anything else, a
+clock set back included, means reading again. Forgetting is always safe, so a damaged memory is written anew.
+
+The memory is one file of frames (see mrp.cache.frames). What is new is appended as a frame of its own, so that an edit
+costs what was edited, and processes that write at the same time keep each other's; later records win.
 """
 
 import os
-import sqlite3
 import struct
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from stat import S_IXUSR
 from types import TracebackType
 from typing import TypeVar
 
-from blake3 import blake3
-
 from mrp.cache.digest import Digest
-from mrp.cache.hashing import FileStamp, hash_stamped, stamp_of
+from mrp.cache.frames import append_frame, read_frames, rewrite_frames
+from mrp.cache.hashing import hash_status
 
 PathLike = TypeVar("PathLike", str, Path)
 
-_VERSION = 1
-_STAMP = struct.Struct("<QqqQQq")
-_CHECK_SIZE = 8
-_DIGEST_SIZE = 32
+_KIND = b"mrp-files-2\n"
+"""Begins each frame. A memory that another version wrote is written anew."""
+
+_Record = tuple[int, int, int, int, int, bytes]
+"""size, mtime_ns, ctime_ns, inode, device, digest."""
+
+_RECORD = struct.Struct("<QqqQQ32s")
+_COUNT = struct.Struct("<Q")
 _FLUSH_SIZE = 5000
 _MAX_UNUSED = 100_000
-
-# A damaged schema makes the sqlite3 module fail to decode SQLite's own message.
-_FAILURES = (sqlite3.Error, UnicodeDecodeError)
+_SLACK = 10_000
+"""Records that a memory may hold beyond twice those that are in force, before it is written anew."""
 
 _TICK_NS = 20_000_000
 """The kernel's clock moves on at least this often."""
@@ -38,9 +42,11 @@ _TICK_NS = 20_000_000
 _WHOLE_SECONDS_NS = 2_000_000_000
 """The coarsest clock of a file system that keeps no fractions of a second."""
 
+_EARLIEST = -(2**63)
+
 
 class FileDigests:
-    """The memory of one workspace, in a SQLite file. For one thread; many processes may share the file.
+    """The memory of one workspace, in one file. For one thread; many processes may share the file.
 
     `files_read` counts the files that had to be read.
     """
@@ -48,10 +54,11 @@ class FileDigests:
     def __init__(self, path: Path) -> None:
         self.files_read = 0
         self._path = path
-        self._connection: sqlite3.Connection | None = None
-        self._records: dict[str, bytes] | None = None
+        self._records: dict[str, _Record] | None = None
+        self._written = 0
+        self._damaged = False
         self._used: set[str] = set()
-        self._new: dict[str, bytes] = {}
+        self._new: dict[str, _Record] = {}
 
     @classmethod
     def open(cls, path: Path) -> "FileDigests":
@@ -63,35 +70,44 @@ class FileDigests:
 
     def digest(self, path: Path | str) -> Digest:
         """The digest of a file, symlinks followed. Raises OSError and ChangedWhileRead."""
-        return self._digest(os.fspath(path), [])
+        name = os.fspath(path)
+        return self._look("", [name])[name][0]
 
     def digest_many(self, paths: Iterable[PathLike]) -> dict[PathLike, Digest]:
         """The digests of many files, by the paths given. Raises as `digest` does, for the first that fails."""
-        clock: list[int] = []
-        return {path: self._digest(os.fspath(path), clock) for path in paths}
+        names = {path: os.fspath(path) for path in paths}
+        found = self._look("", names.values())
+        return {path: found[name][0] for path, name in names.items()}
+
+    def sources(self, root: Path | str, paths: Iterable[str]) -> dict[str, tuple[Digest, bool]]:
+        """The digest of each file, and whether its owner may execute it, by path relative to the folder `root`.
+
+        Raises as `digest` does, for the first that fails.
+        """
+        return self._look(os.fspath(root).rstrip("/") + "/", paths)
 
     def flush(self) -> None:
         """Write what is new; what cannot be written is forgotten."""
         new, self._new = self._new, {}
         if not new:
             return
+        records = self._load()
         try:
-            self._write(new)
-        except _FAILURES as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                return
-            self._start_anew()
-            with suppress(*_FAILURES, OSError):
-                self._write(new)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            unused = len(records) - len(self._used)
+            if self._damaged or unused > _MAX_UNUSED or self._written > 2 * len(records) + _SLACK:
+                kept = records if unused <= _MAX_UNUSED else {path: records[path] for path in self._used}
+                rewrite_frames(self._path, _KIND, [_packed(kept)])
+                self._damaged, self._written = False, len(kept)
+            else:
+                append_frame(self._path, _KIND, _packed(new))
+                self._written += len(new)
         except OSError:
             return
 
     def close(self) -> None:
-        """Flush and close. Idempotent."""
+        """Flush. Idempotent."""
         self.flush()
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
     def __enter__(self) -> "FileDigests":
         return self
@@ -101,32 +117,42 @@ class FileDigests:
     ) -> None:
         self.close()
 
-    def _digest(self, path: str, clock: list[int]) -> Digest:
-        """`clock` holds the file system's time once it is known for a batch: an older reading is the safer one."""
-        if self._records is None:
-            self._records = self._load()
-        record = self._records.get(path)
-        if record is not None:
-            stamp = _STAMP.pack(*stamp_of(os.stat(path)), 0)[:-8]
-            if record.startswith(stamp) and _is_intact(path, record) and _is_settled(record):
-                self._used.add(path)
-                return Digest(record[_STAMP.size : _STAMP.size + _DIGEST_SIZE].hex())
-        if not clock:
-            clock.append(self._now())
-        now = clock[0]
-        self.files_read += 1
-        digest, after = hash_stamped(path)
-        self._keep(path, after, now, digest)
-        return digest
+    def _look(self, prefix: str, names: Iterable[str]) -> dict[str, tuple[Digest, bool]]:
+        """The digest of each `prefix` + name, and whether its owner may execute it."""
+        records, look, used = self._load(), os.stat, self._used
+        # Read before the first file is: an older time is the safer one.
+        now: int | None = None
+        found: dict[str, tuple[Digest, bool]] = {}
+        for name in names:
+            path = prefix + name
+            record = records.get(path)
+            if record is not None:
+                status = look(path)
+                if (
+                    record[2] == status.st_ctime_ns
+                    and record[1] == status.st_mtime_ns
+                    and record[3] == status.st_ino
+                    and record[0] == status.st_size
+                    and record[4] == status.st_dev
+                ):
+                    used.add(path)
+                    found[name] = Digest(record[5].hex()), status.st_mode & S_IXUSR != 0
+                    continue
+            if now is None:
+                now = self._now()
+            self.files_read += 1
+            digest, status = hash_status(path)
+            self._keep(path, status, now, digest)
+            found[name] = digest, status.st_mode & S_IXUSR != 0
+        return found
 
-    def _keep(self, path: str, stamp: FileStamp, now: int, digest: Digest) -> None:
-        assert self._records is not None
-        try:
-            body = _STAMP.pack(*stamp, now) + bytes.fromhex(digest)
-        except struct.error:
+    def _keep(self, path: str, status: os.stat_result, now: int, digest: Digest) -> None:
+        mtime, ctime = status.st_mtime_ns, status.st_ctime_ns
+        margin = _WHOLE_SECONDS_NS if ctime % 1_000_000_000 == 0 else _TICK_NS
+        if not (mtime + margin < now and ctime + margin < now and mtime >= _EARLIEST):
             return
-        record = body + _check(path, body)
-        self._records[path] = self._new[path] = record
+        record = (status.st_size, mtime, ctime, status.st_ino, status.st_dev, bytes.fromhex(digest))
+        self._load()[path] = self._new[path] = record
         self._used.add(path)
         if len(self._new) >= _FLUSH_SIZE:
             self.flush()
@@ -148,68 +174,23 @@ class FileDigests:
         except OSError:
             return 0
 
-    def _load(self) -> dict[str, bytes]:
-        try:
-            if not self._path.exists():
-                return {}
-            rows = self._connected().execute("SELECT path, record FROM files").fetchall()
-        except (*_FAILURES, OSError):
-            self._start_anew()
-            return {}
-        size = _STAMP.size + _DIGEST_SIZE + _CHECK_SIZE
-        return {path: record for path, record in rows if type(record) is bytes and len(record) == size}
-
-    def _connected(self) -> sqlite3.Connection:
-        if self._connection is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self._path, timeout=5, isolation_level=None, check_same_thread=False)
-            self._connection = connection
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version not in (0, _VERSION):
-                raise sqlite3.DatabaseError("written by another mrp")
-            connection.execute("PRAGMA journal_mode=WAL")
-            # Losing the last writes to a power failure only means reading those files again.
-            connection.execute("PRAGMA synchronous=NORMAL")
-            if version == 0:
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, record BLOB) WITHOUT ROWID"
-                )
-                connection.execute(f"PRAGMA user_version={_VERSION}")
-        return self._connection
-
-    def _write(self, new: dict[str, bytes]) -> None:
-        connection = self._connected()
-        unused = set(self._records or ()) - self._used
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.executemany("INSERT OR REPLACE INTO files (path, record) VALUES (?, ?)", list(new.items()))
-            if len(unused) > _MAX_UNUSED:
-                connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in unused])
-            connection.execute("COMMIT")
-        except sqlite3.Error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-
-    def _start_anew(self) -> None:
-        if self._connection is not None:
-            with suppress(sqlite3.Error):
-                self._connection.close()
-            self._connection = None
-        for suffix in ("-wal", "-shm", ""):
-            with suppress(OSError):
-                self._path.with_name(self._path.name + suffix).unlink()
+    def _load(self) -> dict[str, _Record]:
+        if self._records is None:
+            self._records = {}
+            bodies, whole = read_frames(self._path, _KIND)
+            for body in bodies:
+                (count,) = _COUNT.unpack_from(body)
+                end = _COUNT.size + count * _RECORD.size
+                rows = _RECORD.iter_unpack(memoryview(body)[_COUNT.size : end])
+                paths = os.fsdecode(body[end:]).split("\0")
+                self._records.update(zip(paths, rows, strict=True))
+                self._written += count
+            self._damaged = not whole
+        return self._records
 
 
-def _is_settled(record: bytes) -> bool:
-    _, mtime, ctime, _, _, now = _STAMP.unpack_from(record)
-    margin = _WHOLE_SECONDS_NS if ctime % 1_000_000_000 == 0 else _TICK_NS
-    return bool(max(mtime, ctime) + margin < now)
-
-
-def _check(path: str, body: bytes) -> bytes:
-    return blake3(body + os.fsencode(path)).digest(length=_CHECK_SIZE)
-
-
-def _is_intact(path: str, record: bytes) -> bool:
-    return _check(path, record[:-_CHECK_SIZE]) == record[-_CHECK_SIZE:]
+def _packed(records: Mapping[str, _Record]) -> bytes:
+    """The body of a frame: how many records, the records, and their paths with NULs between."""
+    pack = _RECORD.pack
+    rows = [pack(*record) for record in records.values()]
+    return b"".join([_COUNT.pack(len(rows)), *rows, os.fsencode("\0".join(records))])

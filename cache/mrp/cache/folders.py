@@ -18,15 +18,23 @@ _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+ENTRY_BYTES = 4096
+"""What a file counts at least, and a folder, a symlink or anything else counts, in the sum of what a folder holds."""
+
+
 @dataclass
 class FolderReader:
-    """One reading of a folder. `skipped` names what is neither file, folder nor symlink, by path within the folder."""
+    """One reading of a folder. `skipped` names what is neither file, folder nor symlink, by path within the folder.
+
+    `counted` is the sum of what it holds, see ENTRY_BYTES.
+    """
 
     put_bytes: PutBytes
     put_descriptor: Callable[[int, str], Digest]
     max_bytes: int | None = None
     max_files: int | None = None
     skipped: list[str] = field(default_factory=list)
+    counted: int = 0
     _bytes: int = 0
     _files: int = 0
     _root: str = ""
@@ -50,12 +58,19 @@ class FolderReader:
             raise TreeError(f"{self._root} is deeper than {MAX_DEPTH} folders; nothing so deep can be kept.")
         node: Node = {}
         with os.scandir(descriptor) as listing:
-            names = [(entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in listing]
-        for name, is_folder, is_symlink in names:
+            names = [
+                (entry.name, entry.is_file(follow_symlinks=False), entry.is_dir(follow_symlinks=False))
+                for entry in listing
+            ]
+        for name, is_file, is_folder in names:
             self._check_utf8(name, prefix)
             self._count_file()
+            if not is_file:
+                self.counted += ENTRY_BYTES
             try:
-                if is_symlink:
+                if is_file:
+                    node[name] = self._file(descriptor, name, prefix)
+                elif not is_folder and stat.S_ISLNK(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode):
                     target = os.readlink(name, dir_fd=descriptor)
                     self._check_utf8(target, prefix)
                     node[name] = Entry("l", target=target)
@@ -66,9 +81,7 @@ class FolderReader:
                     finally:
                         os.close(child)
                 else:
-                    entry = self._file(descriptor, name, prefix)
-                    if entry is not None:
-                        node[name] = entry
+                    self.skipped.append(prefix + name)
             except (FileNotFoundError, NotADirectoryError) as error:
                 # Listed a moment ago: it went away or became something else.
                 raise ChangedWhileRead(f"{self._root}/{prefix}{name}") from error
@@ -79,15 +92,13 @@ class FolderReader:
                 raise
         return self.put_bytes(encode_node(node))
 
-    def _file(self, folder: int, name: str, prefix: str) -> Entry | None:
-        if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-            self.skipped.append(prefix + name)
-            return None
+    def _file(self, folder: int, name: str, prefix: str) -> Entry:
         descriptor = os.open(name, _FILE_FLAGS, dir_fd=folder)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise ChangedWhileRead(f"{self._root}/{prefix}{name}")
+            self.counted += max(status.st_size, ENTRY_BYTES)
             self._count_bytes(status.st_size)
             digest = self.put_descriptor(descriptor, f"{self._root}/{prefix}{name}")
             return Entry("x" if status.st_mode & stat.S_IXUSR else "f", digest)

@@ -82,6 +82,11 @@ class Index:
             rows += self.read(sql.format(",".join("?" * len(piece))), piece)
         return rows
 
+    def version(self) -> tuple[int, int]:
+        """Changes whenever any process, or this one, has changed the index."""
+        ((version,),) = self.read("PRAGMA data_version")
+        return self._inode, version
+
     def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` in one transaction, on disk when this returns.
 

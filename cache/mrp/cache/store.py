@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from mrp.cache import trees
-from mrp.cache.actions import ActionEntry, Actions, delete_rows, encode_rows, insert_rows, mark_used
+from mrp.cache.actions import ActionEntry, Actions, Rows, delete_rows, encode_rows, insert_rows, mark_used
 from mrp.cache.blobs import Blobs
 from mrp.cache.canonical import Json
 from mrp.cache.checkout import Checkout
@@ -87,7 +87,7 @@ class Store:
     ) -> None:
         self.close()
 
-    def put_bytes(self, data: bytes) -> Digest:
+    def put_bytes(self, data: bytes | bytearray) -> Digest:
         """Keep `data`. Raises CacheError."""
         return self.blobs.put_bytes(data)
 
@@ -173,16 +173,23 @@ class Store:
         """What the tree has at `path`: a file, a symlink, or a folder as kind t with its tree's digest."""
         return trees.find(digest, path, self.get_bytes)
 
-    def checkout(self, tree: Digest, folder: Path, *, writable: bool) -> None:
+    def checkout(self, tree: Digest, folder: Path, *, writable: bool) -> int:
         """Lay the tree out: fixed mtimes, modes 0644 and 0755, or 0444 and 0555 when not writable; always copies.
 
-        Raises MissingBlob, TreeError, and CacheError when a name is taken. See mrp.cache.checkout.remove_checkout.
+        Gives the sum of what it holds, see mrp.cache.folders.ENTRY_BYTES. Raises MissingBlob, TreeError, and CacheError
+        when a name is taken. See mrp.cache.checkout.remove_checkout.
         """
-        Checkout(self.blobs, self.get_bytes, writable=writable).run(tree, folder)
+        checkout = Checkout(self.blobs, self.get_bytes, writable=writable)
+        checkout.run(tree, folder)
+        return checkout.counted
 
     def lookup(self, keys: Sequence[ActionKey]) -> dict[ActionKey, ActionEntry]:
         """The entries that are known, in one question; damaged ones are dropped. Their `preimage` is b""."""
         return self.actions.lookup(keys)
+
+    def version(self) -> tuple[int, int]:
+        """While it stays the same, nobody has committed anything, and `lookup` gives what it gave before."""
+        return self.index.version()
 
     def preimage(self, key: ActionKey) -> bytes | None:
         """The bytes that were hashed to make the key; None when they are not known."""
@@ -195,20 +202,31 @@ class Store:
         back, for the caller to use in place of its own. An entry that lost a blob is replaced.
         """
         rows = encode_rows(entries)
-        present = self.actions.lookup([entry.key for entry in entries], mark=False)
-        winners = {key: entry for key, entry in present.items() if not self.missing_deep(entry.refs())}
-        spoilt = [entry for key, entry in present.items() if key not in winners]
         used = self.actions.take_stale_use()
         now = int(time.time())
 
         def write(connection: sqlite3.Connection) -> list[ActionKey]:
             mark_used(connection, used, now)
-            delete_rows(connection, spoilt)
             return insert_rows(connection, rows)
 
         taken = self.blobs.commit(write)
+        return self._winners(rows, taken) if taken else {}
+
+    def _winners(self, rows: Rows, taken: list[ActionKey]) -> dict[ActionKey, ActionEntry]:
+        """The entries that keep the keys that were taken; those that lost a blob or are damaged are replaced."""
+        present = self.actions.lookup(taken, mark=False)
+        winners = {key: entry for key, entry in present.items() if not self.missing_deep(entry.refs())}
+        spoilt = [entry for key, entry in present.items() if key not in winners]
+        lost = {bytes.fromhex(key) for key in taken if key not in winners}
+        if not lost:
+            return winners
+
+        def replace(connection: sqlite3.Connection) -> list[ActionKey]:
+            delete_rows(connection, spoilt)
+            return insert_rows(connection, [row for row in rows if row[0] in lost])
+
         # Another process may have been faster in the meantime.
-        return winners | self.actions.lookup([key for key in taken if key not in winners], mark=False)
+        return winners | self.actions.lookup(self.index.transact(replace), mark=False)
 
     def forget(self, keys: Iterable[ActionKey]) -> None:
         """Drop entries, so that their actions run again."""

@@ -7,10 +7,12 @@ we would write, or that names anything outside its folder, is refused when it is
 """
 
 import json
+import operator
+import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
-from mrp.cache.digest import Digest, parse_digest
+from mrp.cache.digest import Digest, digest_bytes, parse_digest
 from mrp.cache.errors import MissingBlob, TreeError
 
 Kind: TypeAlias = Literal["f", "x", "l", "d", "t"]
@@ -41,6 +43,11 @@ PutBytes: TypeAlias = Callable[[bytes], Digest]
 
 EMPTY_FOLDER = Entry("d")
 
+EMPTY_TREE = digest_bytes(b"{}")
+"""The folder with nothing in it, which many are."""
+
+_RESERVED = frozenset((".", ".."))
+
 _encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False).encode
 
 
@@ -60,10 +67,23 @@ def encode_node(node: Mapping[str, Entry]) -> bytes:
         ) from error
 
 
+# A folder without symlinks, whose names are spelled in one way only; in most folders there is nothing else.
+_PLAIN_ENTRY = r'"([^"\\/\x00-\x1f]+)":\["([fxt])","([0-9a-f]{64})"\]'
+_PLAIN_NODE = re.compile(rf"\{{{_PLAIN_ENTRY}(?:,{_PLAIN_ENTRY})*\}}")
+_PLAIN_ENTRIES = re.compile(_PLAIN_ENTRY)
+
+
 def decode_node(data: bytes, digest: Digest) -> Node:
     """The folder that a tree object describes; raises TreeError when it is not one that encode_node writes."""
     try:
-        items = json.loads(data)
+        text = data.decode()
+        if _PLAIN_NODE.fullmatch(text):
+            found = _PLAIN_ENTRIES.findall(text)
+            names = [name for name, _, _ in found]
+            # Sorted, and each once: so it is what encode_node writes.
+            if all(map(operator.lt, names, names[1:])) and not _RESERVED.intersection(names):
+                return {name: Entry(kind, digest) for name, kind, digest in found}
+        items = json.loads(text)
         node = {name: _decode_entry(kind, value) for name, (kind, value) in items.items()}
         if encode_node(node) == data:
             return node
@@ -199,6 +219,8 @@ def _merge_two(below: Digest, above: Digest, get: GetBytes, put: PutBytes) -> Di
 def find(root: Digest, path: str, get: GetBytes) -> Entry | None:
     """What lies at `path`: an entry of kind f, x or l, or t for a folder; "" is the root. None when nothing does."""
     entry = Entry("t", root)
+    if root == EMPTY_TREE and path:
+        return None
     for name in path.split("/") if path else ():
         if entry.kind != "t" or entry.digest is None:
             return None

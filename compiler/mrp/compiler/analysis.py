@@ -5,6 +5,7 @@ Every package is looked at, whatever is asked for, so that nothing runs while an
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from posixpath import dirname
 
@@ -38,15 +39,23 @@ class Analysis:
     declared: dict[str, Declared]
     resolved: dict[str, Resolved]
     index: Index
-    graph: TargetGraph
     problems: Problems
     _tasks: dict[str, ir.Task | None] = field(default_factory=dict)
+
+    @cached_property
+    def graph(self) -> TargetGraph:
+        """All targets and files, for queries. A plan is made without it."""
+        return TargetGraph(_vertices(self.packages, self.declared, self.resolved))
 
     def task(self, label: str) -> ir.Task | None:
         """The task behind `label`, with sources that nobody has read yet; None for a unit that is no whole task."""
         if label not in self._tasks:
             self._tasks[label] = self._lower(label)
         return self._tasks[label]
+
+    def forget(self, label: str) -> None:
+        """Let go of the task behind `label`, which is made anew when it is asked for again."""
+        self._tasks.pop(label, None)
 
     def documents(self) -> dict[str, Digest]:
         """The digests of all documents that were read, by path."""
@@ -93,9 +102,10 @@ def analyse(root: Path, config: Sequence[str] = (), memory: Memory | None = None
     resolved = {unit.label: resolve_unit(unit, index, workspace.tree, problems) for unit in _units(declared.values())}
     for unit in _units(others):
         resolve_unit(unit, index, workspace.tree, problems)
-    graph = TargetGraph(_vertices(packages, declared, resolved, problems))
-    analysis = Analysis(workspace, packages, chosen, declared, resolved, index, graph, problems)
-    _check_cycles(graph, problems)
+    analysis = Analysis(workspace, packages, chosen, declared, resolved, index, problems)
+    _check_names(packages, resolved.values(), problems)
+    if _has_cycle(resolved.values()):
+        _report_cycles(analysis.graph, problems)
     checker = Checker(root, analysis.task, resolved.get, problems)
     for one in resolved.values():
         checker.check(one)
@@ -115,8 +125,19 @@ def _units(declared: Iterable[Declared]) -> Iterator[Unit]:
     return (unit for one in declared for unit in one.units)
 
 
+def _check_names(packages: Packages, resolved: Iterable[Resolved], problems: Problems) -> None:
+    """No label may mean both a target and a file that some target names, or that declares targets."""
+    paths = {path for one in resolved for expansion in one.files.values() for path in expansion.files}
+    paths.update(packages.documents)
+    for label, target in packages.targets.items():
+        path = f"{target.package}/{target.name}" if target.package else target.name
+        if path in paths:
+            message = f"the target {label} has the name of the file {path}, so that the label could mean both"
+            problems.add(target.span, message, "rename the target")
+
+
 def _vertices(
-    packages: Packages, declared: Mapping[str, Declared], resolved: Mapping[str, Resolved], problems: Problems
+    packages: Packages, declared: Mapping[str, Declared], resolved: Mapping[str, Resolved]
 ) -> Iterator[Vertex]:
     """A vertex for each valid target, with the dependencies of all its cells, and one for each file."""
     files: dict[str, Vertex] = {}
@@ -137,12 +158,7 @@ def _vertices(
                         deps[role_of(location), vertex.label] = None
         target = one.target
         yield Vertex(label, target.kind, target.package, target.name, target.span, one.attributes(), tuple(deps))
-    for label, vertex in files.items():
-        if label not in packages.targets:
-            yield vertex
-        else:
-            message = f"the target {label} has the name of the file {vertex.path}, so that the label could mean both"
-            problems.add(packages.targets[label].span, message, "rename the target")
+    yield from (vertex for label, vertex in files.items() if label not in packages.targets)
 
 
 def _file_vertex(path: str, kind: str, packages: Packages) -> Vertex:
@@ -154,7 +170,30 @@ def _file_vertex(path: str, kind: str, packages: Packages) -> Vertex:
     return Vertex(f"//{package}:{name}", kind, package, name, Span(path, 1, 1))
 
 
-def _check_cycles(graph: TargetGraph, problems: Problems) -> None:
+def _has_cycle(resolved: Iterable[Resolved]) -> bool:
+    """Whether some target needs itself. A cell stands for its whole target, as it does in the graph."""
+    needs: dict[str, set[str]] = {}
+    for one in resolved:
+        found = needs.setdefault(one.unit.target.label, set())
+        for labels in one.labels.values():
+            found.update(label if "@" not in label else str(parse_label(label).target) for label in labels)
+    waiting: dict[str, int] = {}
+    users: dict[str, list[str]] = {}
+    for label, found in needs.items():
+        inside = [needed for needed in found if needed in needs]
+        waiting[label] = len(inside)
+        for needed in inside:
+            users.setdefault(needed, []).append(label)
+    free = [label for label, count in waiting.items() if count == 0]
+    for label in free:
+        for user in users.get(label, ()):
+            waiting[user] -= 1
+            if waiting[user] == 0:
+                free.append(user)
+    return len(free) < len(waiting)
+
+
+def _report_cycles(graph: TargetGraph, problems: Problems) -> None:
     """Reports cycles, each once, by cutting those that were found."""
     for _ in range(_MOST_CYCLES):
         cycle = graph.find_cycle()

@@ -4,6 +4,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from mrp.cache.canonical import Json
@@ -16,7 +17,7 @@ from mrp.rules.interpolate import Name, TemplateError, parse_template
 from mrp.rules.reducers import REDUCERS
 from mrp.rules.views import check_record_names, check_views
 from mrp.specs import documents
-from mrp.specs.errors import Span, safe_relative
+from mrp.specs.errors import Span, is_plain_relative, safe_relative
 from mrp.specs.ir import DatasetTask, MapTask, Task
 from mrp.specs.suggest import did_you_mean
 from mrp.specs.yaml import Node, find, key_span_at
@@ -48,26 +49,29 @@ class Checker:
     def check(self, resolved: Resolved) -> None:
         """Reports all that is wrong with one unit."""
         unit = resolved.unit
-        for field, text in _conditions(unit):
-            check_condition(unit.node, (field,), text, unit.span(field), self.problems)
-        for expansion in resolved.files_below("schema"):
-            self._schema(unit, expansion.files[0])
+        for field in _conditions(type(unit.document)):
+            text = getattr(unit.document, field)
+            if text is not None:
+                check_condition(unit.node, (field,), text, unit.span(field), self.problems)
+        if ("schema",) in resolved.files:
+            self._schema(unit, resolved.files["schema",].files[0])
         for location, text in _commands(unit):
-            self._command(unit, location, text)
-        for name in getattr(unit.document, "env", None) or ():
+            if "${" in text:
+                self._command(unit, location, text)
+        for name in _env(unit.document):
             self._variable(unit, name)
         task = self.tasks(unit.label)
         if task is not None:
             check_params(self.root, unit, task, self.tasks, self.problems)
         match unit.document:
+            case documents.Command():  # first, since there are most of them
+                self._outs(resolved, unit.document)
             case documents.Dataset():
                 self._dataset(unit, unit.document)
             case documents.Rollout():
                 self._rollout(resolved, unit.document)
             case documents.Reduction():
                 self._reduction(resolved, unit.document)
-            case documents.Command():
-                self._outs(resolved, unit.document)
             case documents.Image():
                 self._image(unit, unit.document)
             case documents.Sandbox():
@@ -195,8 +199,7 @@ class Checker:
         taken: list[str] = []
         for number, out in enumerate(command.outs):
             place = unit.span("outs", number)
-            safe = safe_relative(out)
-            if safe is None or str(safe) != out:
+            if not is_plain_relative(out):
                 self.problems.add(place, f"the output `{out}` is no plain path below the package", "like out/a.txt")
                 continue
             if posixpath.join(unit.package, out) in sources:
@@ -300,11 +303,17 @@ def _column(
     return span._replace(column=span.column + quotes // 2 + column - 1, end_column=0)
 
 
-def _conditions(unit: Unit) -> Iterator[tuple[str, str]]:
-    for field in ("where", "expect", "select", "gate"):
-        text = getattr(unit.document, field, None)
-        if isinstance(text, str):
-            yield field, text
+@cache
+def _conditions(model: type[documents.Target]) -> tuple[str, ...]:
+    """The fields of a kind that hold an expression."""
+    return tuple(field for field in ("where", "expect", "select", "gate") if field in model.model_fields)
+
+
+def _env(document: documents.Target) -> Mapping[str, str]:
+    """The variables that a target sets; empty for kinds that set none."""
+    if isinstance(document, (documents.Command, documents.Rollout, documents.Sandbox, documents.Image)):
+        return document.env
+    return {}
 
 
 def _commands(unit: Unit) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -318,8 +327,8 @@ def _commands(unit: Unit) -> Iterator[tuple[tuple[str | int, ...], str]]:
             yield from _texts(("setup", "run"), unit.document.setup.run)
         case documents.Dataset() if unit.document.generate is not None:
             yield from _texts(("generate", "command"), unit.document.generate.command)
-    if not isinstance(unit.document, documents.Rollout):
-        yield from _texts(("env",), getattr(unit.document, "env", None))
+    if unit.kind != "rollout":
+        yield from _texts(("env",), _env(unit.document))
 
 
 def _texts(location: tuple[str | int, ...], value: Json) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -329,9 +338,12 @@ def _texts(location: tuple[str | int, ...], value: Json) -> Iterator[tuple[tuple
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _texts((*location, key), item)
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
-            yield from _texts((*location, number), item)
+            if isinstance(item, str):
+                yield (*location, number), item
+            else:
+                yield from _texts((*location, number), item)
 
 
 def _names(text: str) -> list[Name]:

@@ -3,7 +3,6 @@
 import dataclasses
 import heapq
 import os
-import stat
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,8 @@ from mrp.cache.canonical import KEY_VERSION, Json, canonical_bytes
 from mrp.cache.digest import Digest
 from mrp.cache.filestats import FileDigests
 from mrp.compiler.analysis import Analysis, analyse
-from mrp.compiler.graph import TargetGraph
 from mrp.compiler.load import Memory
-from mrp.compiler.lower import Params, lower, split_part
+from mrp.compiler.lower import Params, lower, sealed, split_part
 from mrp.compiler.params import check_params
 from mrp.compiler.pins import check_pins, check_versions
 from mrp.compiler.policy import Subject, check_policy, policy_spec
@@ -36,14 +34,13 @@ _WITH_PARAMS = ("rollout", "reduction", "evaluation")
 
 @dataclass(frozen=True)
 class Compiled:
-    """A plan and how it came about. `graph` is over all targets of the workspace, `settings` what the configs set.
+    """A plan and how it came about. `settings` is what the chosen configs set.
 
     `listed`: the folders whose entries were read, so that a new or removed file in one of them may change the plan.
     `documents`: the YAML files that were read, with their digests. Sources of the plan stand in its tasks.
     """
 
     plan: ir.Plan
-    graph: TargetGraph
     manifest: Json
     policy_report: Json
     workspace: Workspace
@@ -77,6 +74,7 @@ def compile_workspace(
     report = check_policy(analysis.workspace, _subjects(drafts, analysis), paths, analysis.problems)
     check_versions(analysis.workspace, drafts, analysis.problems)
     analysis.problems.raise_if_any()
+    del drafts
     sources = _Sources(root, digests)
     sources.prepare(paths)
     tasks = tuple(_final(label, analysis, request, overrides, sources) for label in order)
@@ -96,7 +94,6 @@ def compile_workspace(
     )
     return Compiled(
         plan=plan,
-        graph=analysis.graph,
         manifest=_manifest(plan, analysis, sources, params or {}),
         policy_report=report,
         workspace=analysis.workspace,
@@ -125,10 +122,8 @@ class _Sources:
         """Reads all of `paths` in one go; raises SpecError for those that cannot be read."""
         wanted = sorted({path for path in paths if path not in self._known})
         try:
-            found = self._digests.digest_many([self._root / path for path in wanted])
-            for path in wanted:
-                executable = bool((self._root / path).stat().st_mode & stat.S_IXUSR)
-                self._known[path] = ir.SourceFile(path, found[self._root / path], executable)
+            for path, (digest, executable) in self._digests.sources(self._root, wanted).items():
+                self._known[path] = ir.SourceFile(path, digest, executable)
         except OSError as error:
             path = os.path.relpath(error.filename or "", self._root)
             message = f"the source {path} cannot be read: {error.strerror}"
@@ -136,8 +131,9 @@ class _Sources:
 
     def __call__(self, paths: Iterable[str]) -> tuple[ir.SourceFile, ...]:
         wanted = sorted(set(paths))
-        self.prepare(wanted)
-        return tuple(self._known[path] for path in wanted)
+        if any(path not in self._known for path in wanted):
+            self.prepare(wanted)
+        return tuple([self._known[path] for path in wanted])
 
     def to_json(self) -> Json:
         return {path: source.digest for path, source in self._known.items()}
@@ -182,6 +178,10 @@ def _final(
         assert task is not None
         return task
     resolved = _unit_of(label, analysis)
+    draft = analysis.task(label)
+    if isinstance(draft, ir.CommandTask):
+        analysis.forget(label)
+        return sealed(draft, sources)
     task = lower(resolved, analysis.resolved.__getitem__, sources, overrides.get(label))
     if isinstance(task, ir.DatasetTask) and label != task.label:
         return split_part(task, label)

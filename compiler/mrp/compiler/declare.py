@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mrp.cache.canonical import Json
 from mrp.compiler.load import RawTarget
-from mrp.compiler.matrix import Cell, fill_cell, matrix_cells
+from mrp.compiler.matrix import WHOLE, Cell, fill_cell, matrix_cells
 from mrp.compiler.problems import Problems
 from mrp.compiler.select import check_selects, has_select, resolve_selects
 from mrp.specs.documents import KINDS, Target
@@ -15,7 +15,7 @@ from mrp.specs.validate import validate
 from mrp.specs.yaml import Node, key_span_at, plain, span_at
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """What becomes one task: a target, or one cell of its matrix, with its document and the node it was read from."""
 
@@ -40,13 +40,18 @@ class Unit:
         return span_at(self.node, location) if location else self.target.span
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Declared:
     """A target under the chosen configs: its node with selects settled, and its units, sorted by label."""
 
     target: RawTarget
     node: Node
     units: tuple[Unit, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of its units."""
+        return tuple([unit.label for unit in self.units])
 
     def attributes(self) -> Json:
         """The document as plain data, with the defaults that are plain data themselves filled in."""
@@ -66,7 +71,7 @@ def declare(
 
     `known` are the names of all configs; None when mrp.yaml cannot say.
     """
-    if not has_select(target.node):
+    if not target.may_select or not has_select(target.node):
         return _declare(target, target.node, problems), ()
     check_selects(target.node, known, problems)
     node = resolve_selects(target.node, chosen, problems)
@@ -85,7 +90,7 @@ def _declare(target: RawTarget, node: Node, problems: Problems) -> Declared | No
         problems.extend(diagnostics)
         if document is None:
             return None
-        return Declared(target, node, (Unit(target.label, target, Cell({}, ()), node, document),))
+        return Declared(target, node, (Unit(target.label, target, WHOLE, node, document),))
     before = len(problems)
     units = tuple(_cells(target, node, problems))
     return Declared(target, node, units) if len(problems) == before else None

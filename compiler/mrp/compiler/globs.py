@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from fnmatch import translate
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from posixpath import join
 
@@ -75,7 +76,7 @@ class WorkspaceTree:
     def _read(self, folder: str) -> dict[str, EntryKind]:
         try:
             with os.scandir(self._root / folder) as found:
-                return dict(sorted((entry.name, _kind(entry)) for entry in found))
+                return dict(sorted([(entry.name, _kind(entry)) for entry in found], key=_name))
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
@@ -138,12 +139,16 @@ def is_literal(pattern: str) -> bool:
     return _WILD.search(pattern) is None
 
 
+_name = itemgetter(0)
+
+
 def _kind(entry: os.DirEntry[str]) -> EntryKind:
-    if entry.is_symlink():
-        return EntryKind.LINK
+    # Nearly all entries are files.
+    if entry.is_file(follow_symlinks=False):
+        return EntryKind.FILE
     if entry.is_dir(follow_symlinks=False):
         return EntryKind.FOLDER
-    return EntryKind.FILE if entry.is_file(follow_symlinks=False) else EntryKind.OTHER
+    return EntryKind.LINK if entry.is_symlink() else EntryKind.OTHER
 
 
 def _parts(pattern: str) -> list[str]:
@@ -204,11 +209,12 @@ class _Walk:
 
     def _wild(self, folder: str, head: str, rest: list[str]) -> None:
         matches = _matcher(head)
+        hidden = "\0" if head.startswith(".") else "."
+        prefix = f"{folder}/" if folder else ""
         for name, kind in self._entries(folder).items():
-            hidden = name.startswith(".") and not head.startswith(".")
-            if hidden or name in PASSED_OVER or not matches(_text(folder, name)):
+            if name.startswith(hidden) or name in PASSED_OVER or not matches(_text(folder, name)):
                 continue
-            path = join(folder, name)
+            path = prefix + name
             if rest:
                 if kind is EntryKind.FOLDER:
                     self.step(path, rest)
@@ -241,11 +247,14 @@ class _Walk:
         self._all_below(path)
 
     def _all_below(self, folder: str) -> None:
+        prefix = f"{folder}/" if folder else ""
         for name, kind in self._entries(folder).items():
             if not visible(_text(folder, name)):
                 continue
-            path = join(folder, name)
-            if kind is not EntryKind.FOLDER:
+            path = prefix + name
+            if kind is EntryKind.FILE:
+                self.files.add(path)
+            elif kind is not EntryKind.FOLDER:
                 self._take(path, kind, wild=True)
             elif not self._is_package(path):
                 self._all_below(path)
@@ -266,6 +275,8 @@ class _Walk:
 
 def _text(folder: str, name: str) -> str:
     """`name`, or GlobError when its bytes are no UTF-8, so that no spelling of it is the same everywhere."""
+    if name.isascii():
+        return name
     try:
         name.encode()
     except UnicodeEncodeError:

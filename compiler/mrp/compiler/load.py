@@ -30,15 +30,19 @@ class Memory(Protocol):
     def put(self, key: Digest, value: Json) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RawTarget:
-    """A target as it is written: `node` is its mapping without `kind`, `span` the place of its name."""
+    """A target as it is written: `node` is its mapping without `kind`, `span` the place of its name.
+
+    `may_select`: False when its document surely holds no select.
+    """
 
     package: str
     name: str
     kind: str
     node: Node
     span: Span
+    may_select: bool = True
 
     @property
     def label(self) -> str:
@@ -144,15 +148,17 @@ class _Loader:
             self._problems.extend([Diagnostic(Span(node.span.path, 1, 1), message, hint)])
         targets, diagnostics = split_build(node, self._problems.sources)
         self._problems.extend(diagnostics)
+        text = self._problems.sources.text(node.span.path)
+        may_select = b"select" in text or b"\\" in text
         for target in targets:
-            self._add(RawTarget(folder, target.name, target.kind, target.node, target.name_span))
+            self._add(RawTarget(folder, target.name, target.kind, target.node, target.name_span, may_select))
 
     def _add(self, target: RawTarget) -> None:
-        earlier = self.targets.get(target.label)
-        if earlier is None:
-            self.targets[target.label] = target
+        label = target.label
+        earlier = self.targets.setdefault(label, target)
+        if earlier is target:
             return
-        message = f"{target.label} is declared twice; the first is at {earlier.span}"
+        message = f"{label} is declared twice; the first is at {earlier.span}"
         self._problems.add(target.span, message, "rename one of the two")
 
     def _operator_file(self, folder: str, node: Node) -> None:

@@ -39,6 +39,14 @@ def lower(resolved: Resolved, find: Callable[[str], Resolved], seal: Seal, param
     return lowering.task(resolved.unit.document)
 
 
+def sealed(draft: ir.CommandTask, seal: Seal) -> ir.CommandTask:
+    """A command's task made with `unread`, with its sources read."""
+    if not draft.files.sources:
+        return draft
+    read = ir.Files(seal([source.path for source in draft.files.sources]), draft.files.outputs)
+    return dataclasses.replace(draft, files=read)
+
+
 def builtin_task(label: str) -> ir.Task:
     """The task behind a `builtin:` label that is no reducer."""
     if label == HOST_IMAGE:
@@ -71,6 +79,8 @@ class _Lowering:
 
     def task(self, document: Target) -> ir.Task:
         match document:
+            case documents.Command():  # first, since there are most of them
+                return self._command(document)
             case documents.Dataset():
                 return self._dataset(document)
             case documents.Image():
@@ -89,8 +99,6 @@ class _Lowering:
                 return self._evaluation(document)
             case documents.Produce():
                 return self._produce(document)
-            case documents.Command():
-                return self._command(document)
             case documents.Session():
                 return self._session(document)
             case documents.Job():

@@ -27,11 +27,15 @@ class Cell:
     texts: tuple[tuple[str, str], ...]
 
 
+WHOLE = Cell({}, ())
+"""The only cell of what has no matrix."""
+
+
 def matrix_cells(node: Node, problems: Problems) -> list[Cell]:
     """The cells of the rollout `node`, sorted; axes of a wrong shape, which validation reports, are left out."""
     matrix = _field(node, "matrix")
     if matrix is None or not isinstance(matrix.value, dict):
-        return [Cell({}, ())]
+        return [WHOLE]
     axes = {name: _values(name, axis, problems) for name, axis in sorted(matrix.value.items())}
     axes = {name: values for name, values in axes.items() if values}
     _check_params(node, matrix, problems)
@@ -40,7 +44,7 @@ def matrix_cells(node: Node, problems: Problems) -> list[Cell]:
         count *= len(values)
     if count > MAX_CELLS:
         problems.add(matrix.span, f"the matrix has {count} cells; at most {MAX_CELLS} are planned", "split the rollout")
-        return [Cell({}, ())]
+        return [WHOLE]
     cells = (
         Cell(
             {name: value for name, (_, value) in zip(axes, combination, strict=True)},

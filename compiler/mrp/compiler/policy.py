@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 from mrp.cache.canonical import Json, number_text
@@ -15,8 +16,8 @@ from mrp.compiler.declare import Unit
 from mrp.compiler.dockerfile import bases_of
 from mrp.compiler.lower import HOST_SANDBOX, sink_path
 from mrp.compiler.problems import Problems
-from mrp.compiler.references import Location
-from mrp.compiler.secret_texts import secret_in
+from mrp.compiler.references import OPERATORS, Location
+from mrp.compiler.secret_texts import may_hold_secret, secret_in
 from mrp.compiler.workspace import Workspace
 from mrp.rules.globs import parse_glob
 from mrp.specs import documents, ir
@@ -26,7 +27,7 @@ from mrp.specs.expressions import ExpressionError, parse_condition, parse_expres
 from mrp.specs.labels import parse_label, parse_patterns
 from mrp.specs.quantity import size_text
 from mrp.specs.suggest import did_you_mean
-from mrp.specs.yaml import Node, span_at
+from mrp.specs.yaml import Node, Sources, span_at
 
 PINNED = "@sha256:"
 _RULE_FIELDS = ("kind", "label", "package", "name")
@@ -56,11 +57,15 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Rule:
-    """`check` gives what it refuses of a subject, and None when the rule does not concern it."""
+    """`check` gives what it refuses of a subject, and None when the rule does not concern it.
+
+    `kinds`: the only kinds of targets that it may concern, so that it need not be asked about others; None for all.
+    """
 
     name: str
     allows: Json
     check: Callable[[Subject], Iterable[Refusal] | None]
+    kinds: tuple[str, ...] | None = None
 
 
 def check_policy(
@@ -68,9 +73,10 @@ def check_policy(
 ) -> Json:
     """Reports every refusal to `problems`; returns the policy report. `sources` are the files that the plan reads."""
     policy = workspace.policy
-    subjects = sorted(subjects, key=lambda subject: subject.unit.label)
-    rules = [*_Review(workspace, sources).rules(), *_user_rules(policy)]
-    written = [_apply(rule, subjects, problems) for rule in rules]
+    by_kind: dict[str, list[Subject]] = {}
+    for subject in sorted(subjects, key=_label):
+        by_kind.setdefault(subject.unit.kind, []).append(subject)
+    written = [_apply(rule, by_kind, problems) for rule in rules_of(workspace, sources, problems)]
     refused = any(rule["refused"] for rule in written)
     return {
         "policy": workspace.policy_path if workspace.policy_node is not None else "built-in",
@@ -78,6 +84,11 @@ def check_policy(
         "status": "refused" if refused else "pass",
         "rules": written,
     }
+
+
+def rules_of(workspace: Workspace, sources: frozenset[str], problems: Problems) -> list[Rule]:
+    """The built-in rules and those of the workspace's own policy."""
+    return [*_Review(workspace, sources, problems.sources).rules(), *_user_rules(workspace.policy)]
 
 
 def check_policy_file(workspace: Workspace, problems: Problems) -> None:
@@ -122,10 +133,15 @@ def policy_spec(policy: PolicyFile) -> ir.PolicySpec:
     )
 
 
-def _apply(rule: Rule, subjects: list[Subject], problems: Problems) -> Any:
+def _label(subject: Subject) -> str:
+    return subject.unit.label
+
+
+def _apply(rule: Rule, by_kind: Mapping[str, list[Subject]], problems: Problems) -> Any:
     checked: list[str] = []
     refused: list[Json] = []
-    for subject in subjects:
+    kinds = by_kind if rule.kinds is None else rule.kinds
+    for subject in sorted((subject for kind in kinds for subject in by_kind.get(kind, ())), key=_label):
         found = rule.check(subject)
         if found is None:
             continue
@@ -140,27 +156,28 @@ def _apply(rule: Rule, subjects: list[Subject], problems: Problems) -> Any:
 class _Review:
     """The built-in rules over one workspace's policy."""
 
-    def __init__(self, workspace: Workspace, sources: frozenset[str]) -> None:
+    def __init__(self, workspace: Workspace, sources: frozenset[str], documents: Sources) -> None:
         self._workspace, self._policy, self._sources = workspace, workspace.policy, sources
+        self._may_hold_secret = cache(lambda path: may_hold_secret(documents.text(path)))
 
     def rules(self) -> list[Rule]:
         policy = self._policy
         return [
-            Rule("network", policy.network, self._network),
-            Rule("memory", size_text(policy.max_memory), self._memory),
-            Rule("cpus", policy.max_cpus, self._cpus),
-            Rule("timeout", policy.max_timeout, self._timeout),
-            Rule("wall", policy.max_wall, self._wall),
-            Rule("usd", policy.max_usd, self._usd),
-            Rule("pinned images", "name@sha256:...", self._pinned),
+            Rule("network", policy.network, self._network, ("sandbox",)),
+            Rule("memory", size_text(policy.max_memory), self._memory, ("sandbox",)),
+            Rule("cpus", policy.max_cpus, self._cpus, ("sandbox",)),
+            Rule("timeout", policy.max_timeout, self._timeout, ("sandbox", "rollout", "session")),
+            Rule("wall", policy.max_wall, self._wall, ("job",)),
+            Rule("usd", policy.max_usd, self._usd, ("job", "rollout")),
+            Rule("pinned images", "name@sha256:...", self._pinned, ("image",)),
             Rule("images", policy.images, self._images),
-            Rule("operators", policy.operators, self._operators),
-            Rule("sinks", policy.sinks, self._sinks),
-            Rule("sink paths", policy.sink_paths, self._sink_paths),
-            Rule("sink acl", None, self._acl),
-            Rule("secrets", policy.secrets, self._secrets),
+            Rule("operators", policy.operators, self._operators, OPERATORS),
+            Rule("sinks", policy.sinks, self._sinks, ("sink",)),
+            Rule("sink paths", policy.sink_paths, self._sink_paths, ("sink",)),
+            Rule("sink acl", None, self._acl, ("sink",)),
+            Rule("secrets", policy.secrets, self._secrets, ("sandbox", "dataset", "model", "sink")),
             Rule("secret values", [], self._secret_values),
-            Rule("self-reported rewards", policy.self_reported_rewards, self._rewards),
+            Rule("self-reported rewards", policy.self_reported_rewards, self._rewards, ("rollout",)),
         ]
 
     def _network(self, subject: Subject) -> Iterable[Refusal] | None:
@@ -321,6 +338,13 @@ class _Review:
         ]
 
     def _secret_values(self, subject: Subject) -> Iterable[Refusal]:
+        unit = subject.unit
+        # What the matrix fills in may complete a text that no document holds.
+        if unit.cell.texts or self._may_hold_secret(unit.target.span.path):
+            return self._secret_texts(subject)
+        return ()
+
+    def _secret_texts(self, subject: Subject) -> Iterator[Refusal]:
         for location, text in _texts(subject.unit.node, ()):
             kind = secret_in(text)
             if kind is not None:

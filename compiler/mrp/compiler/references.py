@@ -17,6 +17,9 @@ OPERATORS = ("agent", "reducer", "producer", "evaluator")
 BUILDABLE = ("dataset", "image", "command", "rollout", "reduction", "evaluation", "produce", "job", "session")
 FOLDER_FORMATS = ("dir", "harbor")
 
+_WITH_SRCS = frozenset((*OPERATORS, "dataset", "command"))
+_WITH_SINGLE_FILES = frozenset((*OPERATORS, "dataset", "sink", "model", "image"))
+
 _NARROWED: dict[tuple[str, str], tuple[str, ...]] = {
     ("job", "of"): BUILDABLE,
     ("reduction", "of"): ("rollout", "dataset", "reduction", "evaluation"),
@@ -28,7 +31,7 @@ _NARROWED: dict[tuple[str, str], tuple[str, ...]] = {
 Location = tuple[str | int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LabelUse:
     """A label as written, where, and the kinds that fit there; `many`: it may stand for several targets."""
 
@@ -52,7 +55,7 @@ class Want(Enum):
     FILE = "one file"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileUse:
     """A pattern as written, and where."""
 
@@ -72,29 +75,39 @@ def role_of(location: Location) -> str:
     return ".".join(words[: words.index("copy") + 1] if "copy" in words else words)
 
 
-def label_uses(unit: Unit) -> Iterator[LabelUse]:
-    """Every label that `unit` writes, in the order of its fields."""
+def uses(unit: Unit, tree: WorkspaceTree) -> tuple[list[LabelUse], list[FileUse]]:
+    """Every label that `unit` writes, in the order of its fields, and every file or pattern of files that it names.
+
+    `tree` tells where an operator's module is.
+    """
+    kind, labels, files = unit.kind, list[LabelUse](), list[FileUse]()
     for use in _typed_uses(type(unit.document), unit.node, ()):
-        narrowed = _NARROWED.get((unit.kind, use.role))
-        yield use if narrowed is None else LabelUse(use.location, use.text, use.span, narrowed, use.many)
+        narrowed = _NARROWED.get((kind, use.role))
+        labels.append(use if narrowed is None else LabelUse(use.location, use.text, use.span, narrowed, use.many))
+    folders = kind == "dataset" and _takes_folders(unit.document)
     for location, node, text in _patterns(unit):
         if _is_label(text):
-            yield LabelUse(location, text, node.span, ("command",), many=True)
-    base = _at(unit.node, "base")
-    if unit.kind == "image" and base is not None and isinstance(base.value, str) and _is_label(base.value):
-        yield LabelUse(("base",), base.value, base.span, ("image",))
+            labels.append(LabelUse(location, text, node.span, ("command",), many=True))
+        else:
+            want = Want.FOLDERS if folders and location[0] == "srcs" else Want.FILES
+            files.append(FileUse(location, text, node.span, want))
+    if kind == "image":
+        base = _at(unit.node, "base")
+        if base is not None and isinstance(base.value, str) and _is_label(base.value):
+            labels.append(LabelUse(("base",), base.value, base.span, ("image",)))
+    if kind in OPERATORS:
+        document = unit.document
+        assert isinstance(document, Operator)
+        if not document.srcs and document.entry is not None:
+            files.append(FileUse(("entry",), _module(tree, unit.package, document.entry), unit.span("entry")))
+    if kind in _WITH_SINGLE_FILES:
+        files.extend(_single_files(unit))
+    return labels, files
 
 
-def file_uses(unit: Unit, tree: WorkspaceTree) -> Iterator[FileUse]:
-    """Every file or pattern of files that `unit` names; `tree` tells where an operator's module is."""
-    document = unit.document
-    want = Want.FOLDERS if isinstance(document, Dataset) and document.format in FOLDER_FORMATS else Want.FILES
-    for location, node, text in _patterns(unit):
-        if not _is_label(text):
-            yield FileUse(location, text, node.span, want if location[0] == "srcs" else Want.FILES)
-    if isinstance(document, Operator) and not document.srcs and document.entry is not None:
-        yield FileUse(("entry",), _module(tree, unit.package, document.entry), unit.span("entry"))
-    yield from _single_files(unit)
+def _takes_folders(document: Document) -> bool:
+    assert isinstance(document, Dataset)
+    return document.format in FOLDER_FORMATS
 
 
 def _single_files(unit: Unit) -> Iterator[FileUse]:
@@ -126,7 +139,7 @@ def _single_files(unit: Unit) -> Iterator[FileUse]:
 
 def _patterns(unit: Unit) -> Iterator[tuple[Location, Node, str]]:
     """The texts of fields that take globs and labels of outputs alike."""
-    if unit.kind in (*OPERATORS, "dataset", "command"):
+    if unit.kind in _WITH_SRCS:
         yield from _listed(_at(unit.node, "srcs"), "srcs")
     if unit.kind == "dataset":
         generate = _at(unit.node, "generate")

@@ -7,7 +7,7 @@ from mrp.compiler.declare import Declared, Unit
 from mrp.compiler.globs import Expansion, GlobError, WorkspaceTree, expand, expand_file
 from mrp.compiler.load import Packages
 from mrp.compiler.problems import Problems
-from mrp.compiler.references import FileUse, LabelUse, Location, Want, file_uses, label_uses
+from mrp.compiler.references import FileUse, LabelUse, Location, Want, uses
 from mrp.rules.reducers import REDUCERS
 from mrp.specs.documents import Dataset
 from mrp.specs.expectation import listed, with_article
@@ -24,7 +24,7 @@ BUILTINS: Mapping[str, tuple[str, ...]] = {
 """The names below `builtin:` and the kinds that each may stand for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Resolved:
     """A unit with what its fields name: labels by place, and files by place."""
 
@@ -58,8 +58,8 @@ class Index:
     def kind(self, label: str) -> str:
         return self._targets[label].kind
 
-    def has(self, label: Label) -> bool:
-        return str(label.target) in self._targets
+    def has(self, target: str) -> bool:
+        return target in self._targets
 
     def beside(self, label: Label) -> list[str]:
         """The names of all targets in the package of `label`."""
@@ -67,7 +67,7 @@ class Index:
 
     def may_have(self, label: Label) -> bool:
         """Whether `label` may name a target that could not be read, which is reported where it stands."""
-        return not self.has(label) and label.package in self._unsure
+        return label.package in self._unsure and str(label.target) not in self._targets
 
     def known(self, label: Label) -> str:
         """The text of `label`'s target, which exists; raises LabelError with the nearest one."""
@@ -92,7 +92,7 @@ class Index:
         if declared is None:
             return ()
         if not label.cell:
-            return tuple(unit.label for unit in declared.units)
+            return declared.labels
         document = declared.units[0].document
         if isinstance(document, Dataset):
             return (_part(label, target, document),)
@@ -103,13 +103,14 @@ def resolve_unit(unit: Unit, index: Index, tree: WorkspaceTree, problems: Proble
     """What the fields of `unit` name; what is wrong goes to `problems`, and is left out."""
     before = len(problems)
     labels: dict[Location, tuple[str, ...]] = {}
-    for use in label_uses(unit):
+    label_uses, file_uses = uses(unit, tree)
+    for use in label_uses:
         try:
             labels[use.location] = _labels(use, unit, index)
         except LabelError as error:
             problems.add(use.span, error.message, error.hint)
     files: dict[Location, Expansion] = {}
-    for file in file_uses(unit, tree):
+    for file in file_uses:
         try:
             files[file.location] = _expansion(file, unit, tree)
         except GlobError as error:
@@ -124,15 +125,17 @@ def _labels(use: LabelUse, unit: Unit, index: Index) -> tuple[str, ...]:
     if text.startswith(BUILTIN):
         return (_builtin(text, use, unit),)
     label = parse_label(text, unit.package, bare=True)
-    if index.may_have(label):
-        return ()
-    if use.kinds == ("reducer",) and text == label.name and not index.has(label):
-        near = did_you_mean(text, REDUCERS) or did_you_mean(text, index.beside(label))
-        hint = near or f"mrp brings {', '.join(REDUCERS)}; one of your own is a target of kind reducer"
-        raise LabelError(f"there is no reducer `{text}`", hint)
+    target = str(label.target)
+    if not index.has(target):
+        if index.may_have(label):
+            return ()
+        if use.kinds == ("reducer",) and text == label.name:
+            near = did_you_mean(text, REDUCERS) or did_you_mean(text, index.beside(label))
+            hint = near or f"mrp brings {', '.join(REDUCERS)}; one of your own is a target of kind reducer"
+            raise LabelError(f"there is no reducer `{text}`", hint)
     if label.record is not None:
         raise LabelError(f"`{use.role}` of {unit.target.label} names one item, {text}", "name the whole target")
-    kind = index.kind(index.known(label))
+    kind = index.kind(target if index.has(target) else index.known(label))
     if use.kinds and kind not in use.kinds:
         raise LabelError(_misfit(use, unit, str(label.target), (kind,)), "")
     found = index.stands_for(label)

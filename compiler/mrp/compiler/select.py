@@ -11,10 +11,17 @@ from mrp.specs.yaml import Node
 
 DEFAULT = "default"
 
+_HOLDERS = (dict, list)
+
 
 def has_select(node: Node) -> bool:
     """Whether any value below `node` is a select."""
-    return next(_selects(node), None) is not None
+    value = node.value
+    if isinstance(value, dict):
+        if "select" in value and _branches(node) is not None:
+            return True
+        return any(isinstance(item.value, _HOLDERS) and has_select(item) for item in value.values())
+    return isinstance(value, list) and any(isinstance(item.value, _HOLDERS) and has_select(item) for item in value)
 
 
 def check_selects(node: Node, known: Collection[str] | None, problems: Problems) -> None:

@@ -1,13 +1,13 @@
 """Actions: closed descriptions of pieces of work, each with the key that one traversal makes of its preimage."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from mrp.cache.canonical import Json, action_key, canonical_bytes
-from mrp.cache.digest import ActionKey, Digest
+from mrp.cache.canonical import KEY_VERSION, Json, Shape, action_key, canonical_bytes
+from mrp.cache.digest import ActionKey, Digest, digest_bytes
 from mrp.cache.store import Store
 from mrp.specs.results import Byproducts, Result
 from mrp.specs.work import Completed, Process
@@ -53,7 +53,22 @@ class EngineWork(Protocol):
     def perform(self, store: Store) -> Attempt: ...
 
 
-@dataclass(frozen=True)
+class LateProcess:
+    """Base of work whose process is made when it is first asked for: what the cache answers never needs one."""
+
+    def __init__(self, make: Callable[[], Process]) -> None:
+        self._make = make
+        self._process: Process | None = None
+
+    @property
+    def process(self) -> Process:
+        """The process. Raises what `make` does, when it is first asked for."""
+        if self._process is None:
+            self._process = self._make()
+        return self._process
+
+
+@dataclass(frozen=True, slots=True)
 class Action:
     """`label` and `item` say whose action this is; they are prose, and not in the key.
 
@@ -78,6 +93,11 @@ class Action:
         """(label, item, kind): what stays the same when the key changes."""
         return (self.label, self.item, self.kind.value)
 
+    def make_ready(self) -> None:
+        """Make what is made late. Raises BuildFailed, CacheError; after it, `work` raises nothing for the asking."""
+        if isinstance(self.work, LateProcess):
+            _ = self.work.process
+
 
 def make_action(
     kind: ActionKind,
@@ -94,6 +114,34 @@ def make_action(
     """An action whose key is that of `preimage` with its kind; see mrp.cache.canonical.action_key."""
     key, data = action_key({"action": kind.value, **preimage})
     return Action(kind, key, data, label, item, work, retries, usd, tokens, reproducible)
+
+
+class ActionShape:
+    """Actions of one target, which differ in a few members of their preimage: the key is the one of make_action."""
+
+    def __init__(
+        self,
+        kind: ActionKind,
+        label: str,
+        constant: Mapping[str, Json],
+        *varying: str,
+        retries: int = 2,
+        usd: Decimal = Decimal(0),
+        tokens: int = 0,
+    ) -> None:
+        """constant: the members of the preimage that all have in common; varying: the names of the others."""
+        self.constant = dict(constant)
+        self._kind, self._label = kind, label
+        self._retries, self._usd, self._tokens = retries, usd, tokens
+        self._preimage = Shape({"v": KEY_VERSION, "action": kind.value, **constant}, *varying)
+
+    def action(self, item: str, members: Mapping[str, str], work: object, *, reproducible: bool) -> Action:
+        """The action with these members, each in canonical text."""
+        data = self._preimage.text(members).encode()
+        key = ActionKey(digest_bytes(data))
+        return Action(
+            self._kind, key, data, self._label, item, work, self._retries, self._usd, self._tokens, reproducible
+        )
 
 
 def put_description(store: Store, description: Mapping[str, Json]) -> Digest:

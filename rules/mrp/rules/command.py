@@ -2,10 +2,12 @@
 
 import dataclasses
 import posixpath
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from functools import partial
 
+from mrp.cache.digest import Digest
 from mrp.cache.store import Entry, Store
-from mrp.rules.action import ActionKind, Attempt, make_action
+from mrp.rules.action import ActionKind, Attempt, LateProcess, make_action
 from mrp.rules.conclude import byproducts_of, failure_reason, outcome_of, reproducible
 from mrp.rules.operator import contract_env
 from mrp.rules.rule import FilesValue, OneAction, RuleContext, SandboxValue
@@ -14,12 +16,12 @@ from mrp.specs.results import Outcome, Ref, Result
 from mrp.specs.work import WORK, Completed, Mount, Process
 
 
-@dataclass(frozen=True)
-class RunCommand:
+class RunCommand(LateProcess):
     """Work: a command; `outs` are the paths in the mirror that it must leave."""
 
-    process: Process
-    outs: tuple[str, ...]
+    def __init__(self, make: Callable[[], Process], outs: tuple[str, ...]) -> None:
+        super().__init__(make)
+        self._outs = outs
 
     def conclude(self, completed: Completed, store: Store) -> Attempt:
         outcome = outcome_of(completed)
@@ -28,7 +30,7 @@ class RunCommand:
             return Attempt(Result(outcome, completed.limit), failure_reason(completed, store, byproducts))
         left = store.read_tree(completed.outputs[WORK])
         kept: dict[str, Entry] = {}
-        for out in self.outs:
+        for out in self._outs:
             found = {path: entry for path, entry in left.items() if path == out or path.startswith(f"{out}/")}
             if not found:
                 missing = dataclasses.replace(byproducts, reason=f"left no `{out}`, which its outs name")
@@ -44,24 +46,15 @@ class CommandRule(OneAction):
     def __init__(self, task: CommandTask, context: RuleContext) -> None:
         self._task, self._store = task, context.store
         sandbox = context.value(task.sandbox, SandboxValue)
-        files = context.files_tree(task.files)
-        srcs = [posixpath.relpath(path, task.package or ".") for path in context.store.read_tree(files)]
-        argv = _fill(task.command, srcs, task.outs)
-        folders = context.store.put_tree(_folders(task))
-        below = [sandbox.setup] if sandbox.setup is not None else []
-        mirror = context.store.merge_trees([*below, files, folders])
-        process = Process(
-            box=sandbox.box,
-            argv=argv,
-            mounts=(Mount(WORK, mirror, writable=True),),
-            outputs=(WORK,),
-            env={**contract_env(), **task.env},
-            cwd=posixpath.join(WORK, task.package) if task.package else WORK,
-            timeout=sandbox.box.limits.wall,
-        )
+        entries = context.files_entries(task.files)
+        files = context.store.put_tree(entries)
+        paths = sorted(entries)
+        if any(entry.kind == "d" for entry in entries.values()):
+            paths = list(context.store.read_tree(files))
+        self._argv = _fill(task.command, [posixpath.relpath(path, task.package or ".") for path in paths], task.outs)
         preimage = {
             "box": sandbox.description,
-            "command": list(argv),
+            "command": list(self._argv),
             "cwd": task.package,
             "env": dict(task.env),
             "files": files,
@@ -70,10 +63,31 @@ class CommandRule(OneAction):
         }
         outs = tuple(posixpath.join(task.package, out) for out in task.outs)
         self._reproducible = context.reproducible(task)
-        work = RunCommand(process, outs)
+        work = RunCommand(partial(self._process, sandbox, files, entries.keys()), outs)
         super().__init__(
             make_action(ActionKind.COMMAND, task.label, "", preimage, work, reproducible=self._reproducible)
         )
+
+    def _process(self, sandbox: SandboxValue, files: Digest, paths: Iterable[str]) -> Process:
+        task = self._task
+        return Process(
+            box=sandbox.box,
+            argv=self._argv,
+            mounts=(Mount(WORK, self._mirror(sandbox.setup, files, paths), writable=True),),
+            outputs=(WORK,),
+            env={**contract_env(), **task.env},
+            cwd=posixpath.join(WORK, task.package) if task.package else WORK,
+            timeout=sandbox.box.limits.wall,
+        )
+
+    def _mirror(self, setup: Digest | None, files: Digest, paths: Iterable[str]) -> Digest:
+        """What the command finds: what the set-up left, its sources, the folders that it may count on."""
+        folders = _folders(self._task)
+        are_there = all(any(path.startswith(f"{folder}/") for path in paths) for folder in folders)
+        if setup is None and are_there:
+            return files
+        below = [setup] if setup is not None else []
+        return self._store.merge_trees([*below, files, self._store.put_tree(folders)])
 
     def value(self) -> FilesValue:
         result = self.result()

@@ -101,6 +101,8 @@ def _parsed(data: bytes) -> Json:
     value = json.loads(data, parse_float=Decimal, parse_constant=_refuse)
     level = [value]
     for _ in range(MAX_DEPTH):
+        if not level:
+            break
         level = [inner for outer in level for inner in _inside(outer)]
     if level:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")

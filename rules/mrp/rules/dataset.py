@@ -1,7 +1,6 @@
 """Datasets: sources, a download, a computation or other datasets become an index of records."""
 
 import dataclasses
-import json
 import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from mrp.rules.conclude import byproducts_of, failure_reason, file_digest, outco
 from mrp.rules.fetching import Fetch, fetch_preimage
 from mrp.rules.folders import record_folders
 from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk
-from mrp.rules.records import Record, concat_records, dataset_meta, index_records, read_index, write_index
+from mrp.rules.records import Record, concat_records, dataset_meta, read_index, read_records, write_index
+from mrp.rules.row_memo import RowMemo
 from mrp.rules.rule import DatasetValue, FilesValue, OperatorValue, RuleContext, SandboxValue, Settled, needed
 from mrp.rules.views import FOLDER_FORMATS
 from mrp.rules.writes import is_write, read_lines, written_files
@@ -72,8 +72,10 @@ class RunGenerator:
 class DatasetRule:
     """At most one action (a fetch or a generate); reading the records is memoised in the action cache, uncounted."""
 
-    def __init__(self, task: DatasetTask, context: RuleContext) -> None:
+    def __init__(self, task: DatasetTask, context: RuleContext, *, thorough: bool = True) -> None:
+        """thorough: whether the records' trees are looked for, which a build may put off until one is missing."""
         self._task, self._context, self._store = task, context, context.store
+        self._thorough = thorough
         self._settled: Settled | None = None
 
     def start(self) -> Iterator[Action]:
@@ -103,8 +105,11 @@ class DatasetRule:
         if entry is not None and self._is_whole(entry):
             index, count = Digest(entry.result["index"]), int(entry.result["count"])
         else:
-            records = self._read(sources, roots)
+            records, memo = self._read(sources, roots)
             index, count = write_index(records, self._store), len(records)
+            trees = tuple(sorted({tree for record in records for tree in record.trees()}))
+            # Many records take much memory, and so does the entry that names all of their trees.
+            del records
             self._store.commit(
                 [
                     ActionEntry(
@@ -114,13 +119,15 @@ class DatasetRule:
                         result={"index": index, "count": count},
                         byproducts=[],
                         blobs=(index,),
-                        trees=tuple(sorted({tree for record in records for tree in record.trees()})),
+                        trees=trees,
                         isolation=ENGINE,
                         provenance={},
                         created=0.0,
                     )
                 ]
             )
+            if memo is not None:
+                memo.save()
         meta = canonical_bytes(dataset_meta(self._task, count, sources)) + b"\n"
         outputs = {"_meta.json": Ref("blob", self._store.put_bytes(meta)), "records.jsonl": Ref("blob", index)}
         parts = (self._context.value(label, DatasetValue) for label in self._task.of)
@@ -163,21 +170,26 @@ class DatasetRule:
             if entry.digest is not None and entry.kind in "fx"
         }
 
-    def _read(self, sources: Mapping[str, tuple[Digest, bool]], roots: tuple[str, ...]) -> tuple[Record, ...]:
+    def _read(
+        self, sources: Mapping[str, tuple[Digest, bool]], roots: tuple[str, ...]
+    ) -> tuple[tuple[Record, ...], RowMemo | None]:
+        """The records, and what is to be saved once they are committed."""
         task = self._task
         if task.of:
-            parts = [list(read_index(self._context.value(label, DatasetValue).index, self._store)) for label in task.of]
-            return concat_records(task, parts)
+            parts = [read_index(self._context.value(label, DatasetValue).index, self._store) for label in task.of]
+            return concat_records(task, parts), None
         if task.generate is not None and task.generate.range is not None:
-            lines = "".join(json.dumps({"id": str(n), "n": n}) + "\n" for n in range(task.generate.range))
-            return index_records(task, {"range.jsonl": (self._store.put_bytes(lines.encode()), False)}, self._store)
+            lines = "".join([f'{{"id":"{n}","n":{n}}}\n' for n in range(task.generate.range)])
+            made = {"range.jsonl": (self._store.put_bytes(lines.encode()), False)}
+            return read_records(task, made, self._store, remember=False)
         if task.schema is not None:
             self._context.import_sources(Files(sources=(task.schema,)))
-        return index_records(task, sources, self._store, roots=roots)
+        return read_records(task, sources, self._store, roots=roots, thorough=self._thorough)
 
     def _is_whole(self, entry: ActionEntry) -> bool:
-        refs = [("blob", digest) for digest in entry.blobs] + [("tree", digest) for digest in entry.trees]
-        return not self._store.missing_deep(refs)
+        if not self._thorough:
+            return not self._store.missing(entry.blobs)
+        return not self._store.missing_deep(entry.refs())
 
     def _fetch(self, spec: FetchSpec) -> Action:
         unpack = self._task.format in ("dir", "harbor")

@@ -62,9 +62,9 @@ def read_rows(
     """
     rows: list[Row] = []
     faults: Faults = []
-    for path in _chosen(task, sorted(sources)):
+    for path in chosen_files(task, sorted(sources)):
         try:
-            rows.extend(_READERS[task.format](path, _unpacked(path, sources[path][0], store), faults))
+            rows.extend(_READERS[task.format](path, unpacked(path, sources[path][0], store), faults))
         except BadData as fault:
             faults.append(fault.diagnostic(path))
     return rows, faults
@@ -81,7 +81,8 @@ def json_object(data: bytes) -> dict[str, Json]:
     return value
 
 
-def _chosen(task: DatasetTask, paths: list[str]) -> list[str]:
+def chosen_files(task: DatasetTask, paths: list[str]) -> list[str]:
+    """Those of `paths` that hold records; raises BuildFailed when a download has none."""
     if task.fetch is None or len(paths) == 1:
         return paths
     endings = _ENDINGS[task.format]
@@ -94,7 +95,8 @@ def _chosen(task: DatasetTask, paths: list[str]) -> list[str]:
     return chosen
 
 
-def _unpacked(path: str, digest: Digest, store: Store) -> bytes:
+def unpacked(path: str, digest: Digest, store: Store) -> bytes:
+    """The bytes of a file, unpacked when its name says that it is packed; raises BadData."""
     size = store.size(digest)
     if size > MAX_FILE:
         raise _too_large()
@@ -170,17 +172,21 @@ def decode_text(data: bytes) -> str:
 
 def _jsonl_rows(path: str, data: bytes, faults: Faults) -> Iterator[Row]:
     for number, line in enumerate(decode_text(data).split("\n"), 1):
-        start = _skip_space(line, 0)
-        if start == len(line):
+        if _skip_space(line, 0) == len(line):
             continue
         try:
-            value, end = _json_value(line, start)
-            if (rest := _skip_space(line, end)) < len(line):
-                raise _at(line, rest, "more follows the JSON value; write one record a line")
-            yield Row(path, number, _fields(value))
+            yield Row(path, number, line_fields(line))
         except BadData as fault:
             fault.line = number
             faults.append(fault.diagnostic(path))
+
+
+def line_fields(line: str) -> dict[str, Json]:
+    """The fields of the record that stands on a line of its own; raises BadData."""
+    value, end = _json_value(line, _skip_space(line, 0))
+    if (rest := _skip_space(line, end)) < len(line):
+        raise _at(line, rest, "more follows the JSON value; write one record a line")
+    return _fields(value)
 
 
 def _json_rows(path: str, data: bytes, faults: Faults) -> Iterator[Row]:

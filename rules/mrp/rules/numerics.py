@@ -45,16 +45,23 @@ def mean(total: Decimal, count: int) -> Decimal:
     return _ROUNDED.divide(total, Decimal(count))
 
 
-def standard_error(values: Iterable[Fraction]) -> Decimal | None:
-    """The standard error of the mean of `values` (sample deviation over root n); None for fewer than two."""
-    count, total, squares = 0, Fraction(0), Fraction(0)
-    for value in values:
-        count += 1
-        total += value
-        squares += value * value
-    if count < 2:
+def standard_error(values: Iterable[tuple[int, int, int]]) -> Decimal | None:
+    """The standard error of the mean (sample deviation over root n); None for fewer than two values.
+
+    A value is (numerator, denominator, how often).
+    """
+    size = 0
+    # Fractions are slow to add, so those of one denominator are added as whole numbers.
+    sums: dict[int, tuple[int, int]] = {}
+    for numerator, denominator, count in values:
+        size += count
+        total, squares = sums.get(denominator, (0, 0))
+        sums[denominator] = total + numerator * count, squares + numerator * numerator * count
+    if size < 2:
         return None
-    return square_root((squares - total * total / count) / (count * (count - 1)))
+    whole = sum((Fraction(total, denominator) for denominator, (total, _) in sums.items()), Fraction(0))
+    square = sum((Fraction(squares, denominator**2) for denominator, (_, squares) in sums.items()), Fraction(0))
+    return square_root((square - whole * whole / size) / (size * (size - 1)))
 
 
 def median(counts: Iterable[tuple[Decimal, int]]) -> Decimal:

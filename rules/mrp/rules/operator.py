@@ -44,16 +44,21 @@ def operator_process(
     outputs: tuple[str, ...],
     env: Mapping[str, str],
     timeout: Decimal,
+    role: str = "",
 ) -> Process:
-    """The process that runs an operator, with its code mounted read-only beside the trial's own trees."""
+    """The process that runs an operator, with its code mounted read-only beside the trial's own trees.
+
+    role: what it is there for; its kind unless given.
+    """
     task = operator.task
+    role = role or task.kind
     code = (Mount(OPERATOR_DIR, operator.tree),)
     if task.entry is not None:
         assert sdk is not None
         return Process(
             box=box,
             entry=task.entry,
-            role=task.kind,
+            role=role,
             pure=task.pure,
             mounts=(*mounts, *code, Mount(SDK_DIR, sdk)),
             outputs=outputs,
@@ -63,7 +68,7 @@ def operator_process(
     return Process(
         box=box,
         argv=operator.argv,
-        role=task.kind,
+        role=role,
         mounts=(*mounts, *code),
         outputs=outputs,
         env={**env, "MRP_OPERATOR_DIR": OPERATOR_DIR},

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mrp.cache.canonical import Json
 from mrp.cache.digest import Digest
@@ -10,7 +11,6 @@ from mrp.cache.store import Store
 from mrp.rules.action import Action, ActionKind, Attempt, make_action
 from mrp.rules.conclude import byproducts_of, failure_reason, file_digest, outcome_of
 from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk
-from mrp.rules.rows import Rows, artifact_tree, input_rows, read_rows, trajectory_rows
 from mrp.rules.rule import (
     DocumentValue,
     OperatorValue,
@@ -21,12 +21,13 @@ from mrp.rules.rule import (
     TrialsValue,
     needed,
 )
-from mrp.rules.writes import is_write, read_lines, written_files
 from mrp.specs.errors import BuildFailed
-from mrp.specs.expressions import parse_expression
 from mrp.specs.ir import Files, ProduceTask, SinkSpec
 from mrp.specs.results import Outcome, Ref, Result
 from mrp.specs.work import OUT, Completed, Process
+
+if TYPE_CHECKING:
+    from mrp.rules.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Publish:
     label: str
     sink: SinkSpec
     kind: str
-    content: Rows | Ref
+    content: "Rows | Ref"
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class ProduceRule:
         task, context = self._task, self._context
         if task.sink.schema is not None:
             context.import_sources(Files(sources=(task.sink.schema,)))
+        from mrp.rules.rows import artifact_tree, input_rows, trajectory_rows
+
         trajectories = trajectory_rows(task.of, context) if task.rows == "trajectory" else None
         if task.producer is not None:
             yield self._producer_action(task.producer, artifact_tree(task.of, context, trajectories))
@@ -99,6 +102,8 @@ class ProduceRule:
     def _gate_is_open(self) -> bool:
         if self._task.gate is None:
             return True
+        from mrp.specs.expressions import parse_expression
+
         return parse_expression(self._task.gate).evaluate(self._fields()) is True
 
     def _fields(self) -> Json:
@@ -109,7 +114,7 @@ class ProduceRule:
             return {"count": subject.count, "scored": subject.scored}
         return {}
 
-    def _publish(self, kind: str, content: Rows | Ref) -> Action:
+    def _publish(self, kind: str, content: "Rows | Ref") -> Action:
         task = self._task
         work = Publish(task.label, task.sink, kind, content)
         schema = task.sink.schema.digest if task.sink.schema is not None else None
@@ -144,6 +149,8 @@ class ProduceRule:
 
 def published_rows(work: Publish, store: Store) -> Iterator[Json]:
     """The rows that a Publish of kind rows hands to its sink: a document's own `rows`, else the document."""
+    from mrp.rules.rows import Rows, read_rows
+
     assert isinstance(work.content, Rows)
     for row in read_rows((work.content,), store):
         if work.content.kind == "document" and isinstance(row.get("rows"), list):
@@ -157,6 +164,8 @@ def producer_writes(work: Publish, store: Store) -> Iterator[Json]:
 
     A line of its writes.jsonl that is no file is a row, and the lines of the files are rows.
     """
+    from mrp.rules.writes import is_write, read_lines, written_files
+
     assert isinstance(work.content, Ref)
     for line in read_lines(work.content.digest, store, work.label):
         if work.sink.type == "files" or not is_write(line):

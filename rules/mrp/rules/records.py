@@ -6,94 +6,85 @@ enters nothing, changes none.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from decimal import Decimal
-from functools import cached_property
 from typing import TypeVar
 
-from blake3 import blake3
-
-from mrp.cache.canonical import Json, canonical_bytes, canonical_digest, canonical_text, number_text, parse_canonical
+from mrp.cache.canonical import Json, canonical_text
 from mrp.cache.digest import Digest
-from mrp.cache.store import Entry, Store
+from mrp.cache.store import Store
 from mrp.rules.folders import read_folders
 from mrp.rules.formats import BadData, read_rows
+from mrp.rules.identity import part_of, record_id
+from mrp.rules.record import PublicFields, Record, TreeWriter
 from mrp.rules.record_schema import RecordSchema
-from mrp.rules.views import FOLDER_FORMATS, RECORD_FILE, Content, RecordViews, Row, ViewError, Views, dataset_views
+from mrp.rules.row_memo import RowMemo
+from mrp.rules.rowwise import Unusual, read_rowwise
+from mrp.rules.views import FOLDER_FORMATS, RecordViews, Row, ViewError, Views, dataset_views
 from mrp.specs.errors import Diagnostic, Span, SpecError
 from mrp.specs.ir import DatasetTask
 from mrp.specs.suggest import did_you_mean
 
-MAX_ID = 200
-"""Characters of an id; it stands in labels, logs and file names."""
+__all__ = [
+    "PublicFields",
+    "Record",
+    "concat_records",
+    "dataset_meta",
+    "index_records",
+    "part_of",
+    "read_index",
+    "read_records",
+    "write_index",
+]
 
 MAX_FAULTS = 50
 """Faults of one dataset that are reported one by one."""
 
-_DIGITS_OF_ID = 16
-_VIEWS = ("task", "starter", "grader", "solver", "solution")
-
-
-class PublicFields(Mapping[str, Json]):
-    """The fields of a record.json, read from the store when first looked at."""
-
-    def __init__(self, tree: Digest, store: Store) -> None:
-        self._tree, self._store = tree, store
-
-    @cached_property
-    def _fields(self) -> dict[str, Json]:
-        entry = self._store.subtree(self._tree, RECORD_FILE)
-        assert entry is not None and entry.digest is not None, "every view has a record.json"
-        fields = parse_canonical(self._store.get_bytes(entry.digest))
-        assert isinstance(fields, dict)
-        return fields
-
-    def __getitem__(self, name: str) -> Json:
-        return self._fields[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._fields)
-
-    def __len__(self) -> int:
-        return len(self._fields)
-
-
-@dataclass(frozen=True)
-class Record:
-    """One record, by the digests of its trees.
-
-    task: /task of agents. starter: /work. grader: /task of graders. solver: /task of agents that see solutions.
-    solution: /solution. `origin` says where it was read (path:line or a folder), and is "" when that is not known.
-    `public` are the fields that agents find in record.json.
-    """
-
-    id: str
-    task: Digest
-    starter: Digest
-    grader: Digest
-    solver: Digest
-    solution: Digest
-    origin: str = field(compare=False)
-    public: Mapping[str, Json] = field(compare=False, repr=False)
-
-    def trees(self) -> tuple[Digest, ...]:
-        """The trees that must be in the store for this record to be used."""
-        return (self.task, self.starter, self.grader, self.solver, self.solution)
-
 
 def index_records(
-    task: DatasetTask, sources: Mapping[str, tuple[Digest, bool]], store: Store, *, roots: Sequence[str] | None = None
+    task: DatasetTask,
+    sources: Mapping[str, tuple[Digest, bool]],
+    store: Store,
+    *,
+    roots: Sequence[str] | None = None,
+    remember: bool = True,
+    thorough: bool = True,
 ) -> tuple[Record, ...]:
+    """The records that `read_records` gives; their rows are remembered, for which what was stored is committed."""
+    records, memo = read_records(task, sources, store, roots=roots, remember=remember, thorough=thorough)
+    if memo is not None and memo.has_new():
+        store.commit([])
+        memo.save()
+    return records
+
+
+def read_records(
+    task: DatasetTask,
+    sources: Mapping[str, tuple[Digest, bool]],
+    store: Store,
+    *,
+    roots: Sequence[str] | None = None,
+    remember: bool = True,
+    thorough: bool = True,
+) -> tuple[tuple[Record, ...], RowMemo | None]:
     """The records of a dataset that has files, sorted by id in order of code points; their trees are in `store`.
 
     sources: path -> (digest, executable) of the files, which are in `store`, and so is the schema. roots: the folders
-    that are records, instead of the task's own. Raises SpecError with all that is wrong with the files (the first
-    50 faults, and how many more there are); then nothing was stored.
+    that are records, instead of the task's own. Rows of JSON lines are answered for by what the same bytes came to
+    before; the records are the same without, as with `remember` false. The memo of rows that is given back is to be
+    saved after a commit. thorough: whether the trees of such rows are looked for in the store; false is for who makes
+    the records anew once a tree turns out to be missing. Raises SpecError with all that is wrong with the files (the
+    first 50 faults, and how many more there are); nothing names what was stored until then.
     """
     try:
         views = dataset_views(task)
     except ViewError as error:
         raise SpecError([Diagnostic(Span(task.label, 0, 0), str(error))]) from error
+    if task.format == "jsonl":
+        try:
+            records, shapes, memo = read_rowwise(task, sources, store, views, remember=remember, thorough=thorough)
+            if not shapes or not _unused(task, [_with_names(names) for names in shapes], views):
+                return records, memo
+        except Unusual:
+            pass
     rows, faults = (
         read_folders(task, sources, store, task.roots if roots is None else roots)
         if task.format in FOLDER_FORMATS
@@ -112,8 +103,8 @@ def index_records(
         except (ViewError, ValueError, RecursionError) as error:
             faults.append(_at(row, _view_fault(error)))
     _raise(task, faults)
-    writer = _TreeWriter(store)
-    return tuple(writer.record(identity, row.origin, parts) for identity, row, parts in split)
+    writer = TreeWriter(store)
+    return tuple(writer.record(identity, row.origin, parts) for identity, row, parts in split), None
 
 
 def concat_records(task: DatasetTask, lists: Sequence[Iterable[Record]]) -> tuple[Record, ...]:
@@ -147,12 +138,13 @@ def write_index(records: Iterable[Record], store: Store) -> Digest:
     empty = store.put_tree({})
     lines = []
     for record in sorted(records, key=lambda record: record.id):
-        line = {"id": record.id, "task": record.task}
-        for view in _VIEWS[1:]:
-            tree = getattr(record, view)
-            if tree != _usual(view, record.task, empty):
-                line[view] = tree
-        lines.append(canonical_bytes(line) + b"\n")
+        task = record.task
+        grader = f'"grader":"{record.grader}",' if record.grader != task else ""
+        solution = f'"solution":"{record.solution}",' if record.solution != empty else ""
+        solver = f'"solver":"{record.solver}",' if record.solver != task else ""
+        starter = f'"starter":"{record.starter}",' if record.starter != empty else ""
+        identity = f'"id":{canonical_text(record.id)},'
+        lines.append(f'{{{grader}{identity}{solution}{solver}{starter}"task":"{task}"}}\n'.encode())
     return store.put_bytes(b"".join(lines))
 
 
@@ -161,10 +153,23 @@ def read_index(digest: Digest, store: Store) -> Iterator[Record]:
     empty = store.put_tree({})
     with store.open_blob(digest) as lines:
         for text in lines:
-            line = json.loads(text)
-            task = Digest(line["task"])
-            trees = {view: Digest(line.get(view, _usual(view, task, empty))) for view in _VIEWS}
-            yield Record(id=line["id"], origin="", public=PublicFields(task, store), **trees)
+            yield read_line(text, empty, store)
+
+
+def read_line(text: bytes, empty: Digest, store: Store) -> Record:
+    """The record of one line of an index; `empty` is the tree without entries."""
+    line = json.loads(text)
+    task, more = line["task"], line.get
+    return Record(
+        line["id"],
+        task,
+        more("starter", empty),
+        more("grader", task),
+        more("solver", task),
+        more("solution", empty),
+        origin="",
+        public=PublicFields(task, store),
+    )
 
 
 def dataset_meta(task: DatasetTask, count: int, sources: Mapping[str, tuple[Digest, bool]]) -> dict[str, Json]:
@@ -196,7 +201,7 @@ def _named(task: DatasetTask, rows: Sequence[Row], views: Views, faults: list[Di
     first: dict[str, Row] = {}
     for row in rows:
         try:
-            identity = _id(task, row, views)
+            identity = record_id(task, row, views)
         except (BadData, ValueError, RecursionError) as error:
             faults.append(_at(row, _view_fault(error), getattr(error, "hint", "")))
             continue
@@ -209,37 +214,6 @@ def _named(task: DatasetTask, rows: Sequence[Row], views: Views, faults: list[Di
             message = f"agents see the same here as at {other.origin}, so both records have the id {identity}"
             faults.append(_at(row, message, "remove one, or give the records ids and name their field in `id`"))
     return list(first.items())
-
-
-def _id(task: DatasetTask, row: Row, views: Views) -> str:
-    """The id of a row: its `id` field, else its own name, else the digest of what agents see of it.
-
-    What agents cannot see must not change an id, since they are told it: else a changed test would run them again.
-    """
-    if task.id is None:
-        if task.generate is not None and task.generate.range is not None:
-            return str(row.fields["id"])
-        if row.natural_id is None:
-            return canonical_digest(views.public(row))[:_DIGITS_OF_ID]
-        identity: Json = row.natural_id
-    elif task.id not in row.fields:
-        hint = did_you_mean(task.id, row.fields)
-        raise BadData(f"has no field {task.id!r}, which `id` of {task.label} names", hint=hint)
-    else:
-        identity = row.fields[task.id]
-    if isinstance(identity, int | Decimal) and not isinstance(identity, bool):
-        number = number_text(identity)
-        identity = identity if "." in number or "e" in number else number
-    if not isinstance(identity, str):
-        raise BadData(f"the id {canonical_text(identity)[:MAX_ID]} must be text or a whole number")
-    if not identity:
-        raise BadData("the id is empty")
-    if len(identity) > MAX_ID:
-        raise BadData(f"the id {identity[:40]!r}... has {len(identity)} characters, and may have {MAX_ID}")
-    if any(ord(character) < 32 or 127 <= ord(character) < 160 for character in identity):
-        raise BadData(f"the id {identity!r} holds a control character")
-    identity.encode()
-    return identity
 
 
 def _schema_faults(task: DatasetTask, rows: Sequence[Row], store: Store) -> list[Diagnostic]:
@@ -262,6 +236,11 @@ def _unused(task: DatasetTask, rows: Sequence[Row], views: Views) -> list[tuple[
         for name in task.dedupe
         if name not in present
     ]
+
+
+def _with_names(names: Sequence[str]) -> Row:
+    """A row that has these fields, for those who look at names alone."""
+    return Row("", 0, dict.fromkeys(names))
 
 
 def _at(row: Row, message: str, hint: str = "") -> Diagnostic:
@@ -319,55 +298,3 @@ def _selected(
     if task.take is not None:
         kept = [candidate for candidate in kept if part_of(identity(candidate), task.split) == task.take]
     return kept
-
-
-def part_of(identity: str, split: Mapping[str, Decimal]) -> str:
-    """The part of a split that the record with this id is in; no other record and no order has a say in it."""
-    point = Decimal(int.from_bytes(blake3(b"mrp-split-1\0" + identity.encode()).digest()[:8], "big"))
-    names = sorted(split)
-    reached = Decimal(0)
-    for name in names[:-1]:
-        reached += split[name]
-        if point < reached * 2**64:
-            return name
-    return names[-1]
-
-
-# -- storing -----------------------------------------------------------------------------------------------------
-
-
-class _TreeWriter:
-    """Puts the trees of views into the store; a tree that several views or records share is written once."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._empty = store.put_tree({})
-
-    def record(self, identity: str, origin: str, views: RecordViews) -> Record:
-        task = self._tree(views.task)
-        return Record(
-            id=identity,
-            task=task,
-            starter=self._tree(views.starter),
-            grader=task if views.grader is views.task else self._tree(views.grader),
-            solver=task if views.solver is views.task else self._tree(views.solver),
-            solution=self._tree(views.solution),
-            origin=origin,
-            public=PublicFields(task, self._store),
-        )
-
-    def _tree(self, files: Mapping[str, Content]) -> Digest:
-        if not files:
-            return self._empty
-        return self._store.put_tree({path: self._entry(content) for path, content in files.items()})
-
-    def _entry(self, content: Content) -> Entry:
-        if isinstance(content, bytes):
-            return Entry("f", self._store.put_bytes(content), None)
-        digest, executable = content
-        return Entry("x" if executable else "f", digest, None)
-
-
-def _usual(view: str, task: Digest, empty: Digest) -> Digest:
-    """What a view most often is: nothing for starter and solution, the agent's for the others."""
-    return empty if view in ("starter", "solution") else task

@@ -5,6 +5,7 @@ A row is a trial: {id, sample, target, agent, model, matrix, params, outcome, li
 too, and are counted. docs/reducers.md fixes each document; every number follows mrp.rules.numerics.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -154,7 +155,8 @@ class _Number:
         }
 
     def _error(self) -> Decimal | None:
-        return standard_error(Fraction(one.total) / one.n for one in self.records.values())
+        means = ((*one.total.as_integer_ratio(), one.n) for one in self.records.values())
+        return standard_error((numerator, denominator * n, 1) for numerator, denominator, n in means)
 
 
 @dataclass(slots=True)
@@ -275,19 +277,26 @@ def _sizes(value: Json, reducer: str) -> tuple[int, ...]:
 
 def _with_estimates(tally: _Tally, document: dict[str, Json], sizes: tuple[int, ...]) -> dict[str, Json]:
     reward = tally.numbers.get("reward", _Number())
-    samples = [(one.n, one.ones) for one in reward.records.values()]
+    samples = Counter((one.n, one.ones) for one in reward.records.values())
     for size in sizes:
         document[f"pass_at_{size}"] = _estimate(samples, size)
     return document
 
 
-def _estimate(samples: list[tuple[int, int]], size: int) -> dict[str, Json]:
-    """Mean and se over records of 1 - C(n-c, k) / C(n, k), for `samples` as (n, c); shorter records are left out."""
-    chances = [1 - Fraction(comb(n - ones, size), comb(n, size)) for n, ones in samples if n >= size]
-    estimate: dict[str, Json] = {"records": len(chances), "mean": None, "se": standard_error(chances)}
-    if chances:
-        estimate["mean"] = rounded(sum(chances, Fraction(0)) / len(chances))
-    left_out = len(samples) - len(chances)
+def _estimate(samples: Counter[tuple[int, int]], size: int) -> dict[str, Json]:
+    """Mean and se over records of 1 - C(n-c, k) / C(n, k), for `samples` as how many records have which (n, c).
+
+    Records with fewer samples than k are left out.
+    """
+    chances = [
+        (1 - Fraction(comb(n - ones, size), comb(n, size)), count) for (n, ones), count in samples.items() if n >= size
+    ]
+    records = sum(count for _, count in chances)
+    error = standard_error((*chance.as_integer_ratio(), count) for chance, count in chances)
+    estimate: dict[str, Json] = {"records": records, "mean": None, "se": error}
+    if records:
+        estimate["mean"] = rounded(sum((chance * count for chance, count in chances), Fraction(0)) / records)
+    left_out = samples.total() - records
     if left_out:
-        estimate["note"] = f"{left_out} of {len(samples)} records have fewer than {size} scored samples"
+        estimate["note"] = f"{left_out} of {samples.total()} records have fewer than {size} scored samples"
     return estimate

@@ -4,21 +4,21 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from mrp.cache.canonical import Json, canonical_bytes, canonical_text
 from mrp.cache.store import Store
 from mrp.rules.action import Action, ActionKind, Attempt, make_action
 from mrp.rules.conclude import byproducts_of, failure_reason, file_digest, outcome_of, read_document, reproducible
 from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk
-from mrp.rules.reducers import REDUCERS, render_markdown, run_reducer
-from mrp.rules.rows import Rows, input_rows, read_rows, trials_tree
 from mrp.rules.rule import DocumentValue, OneAction, OperatorValue, RuleContext, SandboxValue, TrialsValue
-from mrp.rules.tables import render_json
 from mrp.specs.errors import BuildFailed, InfraError
-from mrp.specs.expressions import parse_expression
 from mrp.specs.ir import ReduceTask
 from mrp.specs.results import Byproducts, Outcome, Ref, Result
 from mrp.specs.work import ENGINE, OUT, Completed, Process
+
+if TYPE_CHECKING:
+    from mrp.rules.rows import Rows
 
 
 class ExpectationFailed(BuildFailed):
@@ -34,12 +34,15 @@ class RunBuiltinReducer:
     """Work: a built-in reducer over rows in canonical order."""
 
     reducer: str
-    inputs: tuple[Rows, ...]
+    inputs: "tuple[Rows, ...]"
     params: dict[str, Json]
     group_by: tuple[str, ...]
     select: str | None
 
     def perform(self, store: Store) -> Attempt:
+        from mrp.rules.reducers import render_markdown, run_reducer
+        from mrp.rules.rows import read_rows
+
         try:
             rows = read_rows(self.inputs, store, self.select)
             document = run_reducer(self.reducer, rows, params=self.params, group_by=self.group_by)
@@ -77,6 +80,8 @@ class ReductionRule(OneAction):
     """`expect` and `min_success` judge what comes out, so changing them runs nothing again."""
 
     def __init__(self, task: ReduceTask, context: RuleContext) -> None:
+        from mrp.rules.rows import input_rows
+
         self._task, self._store = task, context.store
         values = [context.values[label] for label in task.of]
         self._trials = [value for value in values if isinstance(value, TrialsValue)]
@@ -87,6 +92,8 @@ class ReductionRule(OneAction):
         super().__init__(self._make(inputs, context))
 
     def value(self) -> DocumentValue:
+        from mrp.specs.expressions import parse_expression
+
         result = self.result()
         document = json.loads(self._store.get_bytes(result.outputs["result.json"].digest), parse_float=Decimal)
         value = DocumentValue(document, result.outputs, self._reproducible and result.reproducible, self._partial)
@@ -106,7 +113,10 @@ class ReductionRule(OneAction):
                 " or lower min_success"
             )
 
-    def _make(self, inputs: tuple[Rows, ...], context: RuleContext) -> Action:
+    def _make(self, inputs: "tuple[Rows, ...]", context: RuleContext) -> Action:
+        from mrp.rules.reducers import REDUCERS
+        from mrp.rules.rows import trials_tree
+
         task = self._task
         preimage: dict[str, Json] = {
             "inputs": [rows.to_json() for rows in inputs],
@@ -139,6 +149,9 @@ class ReductionRule(OneAction):
 
 def _page(document: dict[str, Json]) -> str:
     """The result.md of a document that may only look like one of ours."""
+    from mrp.rules.reducers import render_markdown
+    from mrp.rules.tables import render_json
+
     try:
         return render_markdown(document)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):

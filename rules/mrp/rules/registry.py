@@ -1,15 +1,6 @@
-"""Which rule serves which task: the visible list."""
+"""Which rule serves which task: the visible list. A rule is loaded once a task of its kind is opened."""
 
-from mrp.rules.command import CommandRule
-from mrp.rules.dataset import DatasetRule
-from mrp.rules.evaluation import EvaluationRule
-from mrp.rules.image import image_rule
-from mrp.rules.operator import operator_rule
-from mrp.rules.produce import ProduceRule
-from mrp.rules.reduction import ReductionRule
-from mrp.rules.rollout import RolloutRule
 from mrp.rules.rule import GroupValue, NoAction, Rule, RuleContext
-from mrp.rules.sandbox import sandbox_rule
 from mrp.specs.errors import InfraError
 from mrp.specs.ir import (
     CommandTask,
@@ -35,24 +26,42 @@ def make_rule(task: Task, context: RuleContext) -> Rule:
     """
     match task:
         case CommandTask():
+            from mrp.rules.command import CommandRule
+
             return CommandRule(task, context)
         case DatasetTask():
+            from mrp.rules.dataset import DatasetRule
+
             return DatasetRule(task, context)
         case EvaluateTask():
+            from mrp.rules.evaluation import EvaluationRule
+
             return EvaluationRule(task, context)
         case ImageTask():
+            from mrp.rules.image import image_rule
+
             return image_rule(task, context)
         case JobTask():
             return NoAction(GroupValue())
         case MapTask():
+            from mrp.rules.rollout import RolloutRule
+
             return RolloutRule(task, context)
         case OperatorTask():
+            from mrp.rules.operator import operator_rule
+
             return operator_rule(task, context)
         case ProduceTask():
+            from mrp.rules.produce import ProduceRule
+
             return ProduceRule(task, context)
         case ReduceTask():
+            from mrp.rules.reduction import ReductionRule
+
             return ReductionRule(task, context)
         case SandboxTask():
+            from mrp.rules.sandbox import sandbox_rule
+
             return sandbox_rule(task, context)
         case ModelTask() | SessionTask():
             raise InfraError(f"{task.label} needs the model gateway, which this version does not have", retryable=False)

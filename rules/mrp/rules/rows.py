@@ -1,20 +1,31 @@
 """Rows: what a target gives to those that reduce, judge or publish it, in canonical order.
 
-Trials come by id and sample, records by id, and a document is one row.
+Trials come by id and sample, records by id, and a document is one row. Rows are read and written one at a time, however
+many there are.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
+
+from blake3 import blake3
 
 from mrp.cache.canonical import Json, canonical_bytes
 from mrp.cache.digest import Digest
+from mrp.cache.errors import MissingBlob
 from mrp.cache.store import Entry, Store
 from mrp.rules.records import read_index
 from mrp.rules.rule import DatasetValue, DocumentValue, FilesValue, RuleContext, TrialsValue
-from mrp.specs.errors import BuildFailed
+from mrp.specs.errors import BuildFailed, InfraError
 from mrp.specs.expressions import parse_expression
+
+_HELD = 4 * 2**20
+"""Bytes of lines beyond which they wait for the store in a file."""
+
+_BLOCK = 2**18
 
 
 @dataclass(frozen=True)
@@ -56,11 +67,11 @@ def trajectory_rows(label: str, context: RuleContext) -> Rows:
         raise BuildFailed(f"{label} has no trajectories; only a rollout does")
     if context.store.missing(value.trajectories.values()):
         raise BuildFailed(f"trajectories of {label} are no longer in the cache; run it again with --rebuild {label}")
-    lines = [
-        canonical_bytes({**row, "trajectory": value.trajectories.get((row["id"], row["sample"]))}) + b"\n"
+    rows = (
+        {**row, "trajectory": value.trajectories.get((row["id"], row["sample"]))}
         for row in read_rows((Rows("trials", label, value.trials),), context.store)
-    ]
-    return Rows("trajectories", label, context.store.put_bytes(b"".join(lines)))
+    )
+    return Rows("trajectories", label, put_rows(rows, context.store))
 
 
 def read_rows(inputs: tuple[Rows, ...], store: Store, select: str | None = None) -> Iterator[dict[str, Json]]:
@@ -79,24 +90,82 @@ def _read(rows: Rows, store: Store) -> Iterator[dict[str, Json]]:
     elif rows.kind == "document":
         yield json.loads(store.get_bytes(rows.digest), parse_float=Decimal)
     else:
-        for line in store.get_bytes(rows.digest).splitlines():
-            row = json.loads(line, parse_float=Decimal)
+        for row in _parsed_lines(rows.digest, store):
             if rows.kind == "trajectories":
                 digest = row["trajectory"]
                 row["trajectory"] = [] if digest is None else _events(store.get_bytes(Digest(digest)))
             yield row
 
 
+def put_rows(rows: Iterable[Mapping[str, Json]], store: Store) -> Digest:
+    """Keep rows as a blob of canonical JSON lines; many of them are never held together."""
+    held: list[bytes] = []
+    size = 0
+    waiting = iter(rows)
+    for row in waiting:
+        held.append(canonical_bytes(row) + b"\n")
+        size += len(held[-1])
+        if size > _HELD:
+            break
+    else:
+        return store.put_bytes(b"".join(held))
+    try:
+        with tempfile.NamedTemporaryFile(prefix="mrp-rows-") as file:
+            file.writelines(held)
+            held.clear()
+            file.writelines(canonical_bytes(row) + b"\n" for row in waiting)
+            file.flush()
+            return store.put_file(Path(file.name))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InfraError(
+            f"cannot write to {tempfile.gettempdir()}: {reason}; make room there", retryable=False
+        ) from error
+
+
+def _parsed_lines(digest: Digest, store: Store) -> Iterator[dict[str, Json]]:
+    """The values of a blob of JSON lines. Raises MissingBlob, at the latest behind the last, when it is damaged."""
+    hasher = blake3()
+    rest = b""
+    with store.open_blob(digest) as file:
+        while block := file.read(_BLOCK):
+            hasher.update(block)
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                yield _parsed(line, digest, store)
+    if hasher.hexdigest() != digest:
+        raise _damaged(digest, store)
+    if rest:
+        yield _parsed(rest, digest, store)
+
+
+def _parsed(line: bytes, digest: Digest, store: Store) -> dict[str, Json]:
+    try:
+        row: dict[str, Json] = json.loads(line, parse_float=Decimal)
+    except ValueError as error:
+        raise _damaged(digest, store) from error
+    return row
+
+
+def _damaged(digest: Digest, store: Store) -> MissingBlob:
+    """The error for a blob that was read wrong. Reading it whole puts it aside, so that it is made again."""
+    store.get_bytes(digest)
+    return MissingBlob(digest)
+
+
 def trials_tree(inputs: tuple[Rows, ...], select: str | None, store: Store) -> Digest:
     """/task of a reducer: the chosen rows as trials.jsonl, and the trees of those that are trials as trees/<tree>."""
-    lines: list[bytes] = []
     entries: dict[str, Entry] = {}
-    for rows in inputs:
-        for row in read_rows((rows,), store, select):
-            lines.append(canonical_bytes(row) + b"\n")
-            if rows.kind == "trials":
-                entries |= _trees(row)
-    return store.put_tree({**entries, "trials.jsonl": Entry("f", store.put_bytes(b"".join(lines)))})
+
+    def chosen() -> Iterator[dict[str, Json]]:
+        for rows in inputs:
+            for row in read_rows((rows,), store, select):
+                if rows.kind == "trials":
+                    _add_tree(row, entries)
+                yield row
+
+    trials = put_rows(chosen(), store)
+    return store.put_tree({**entries, "trials.jsonl": Entry("f", trials)})
 
 
 def artifact_tree(label: str, context: RuleContext, trajectories: Rows | None = None) -> Digest:
@@ -110,11 +179,10 @@ def artifact_tree(label: str, context: RuleContext, trajectories: Rows | None = 
     if isinstance(value, FilesValue):
         return store.put_tree(entries)
     if isinstance(value, DatasetValue):
-        lines = b"".join(canonical_bytes(row) + b"\n" for row in read_rows((input_rows(label, context),), store))
-        entries["rows.jsonl"] = Entry("f", store.put_bytes(lines))
+        entries["rows.jsonl"] = Entry("f", put_rows(read_rows((input_rows(label, context),), store), store))
     if isinstance(value, TrialsValue):
         for row in read_rows((input_rows(label, context),), store):
-            entries |= _trees(row)
+            _add_tree(row, entries)
     if trajectories is not None:
         assert isinstance(value, TrialsValue)
         entries["trials.jsonl"] = Entry("f", trajectories.digest)
@@ -122,9 +190,10 @@ def artifact_tree(label: str, context: RuleContext, trajectories: Rows | None = 
     return store.put_tree(entries)
 
 
-def _trees(row: Mapping[str, Json]) -> dict[str, Entry]:
+def _add_tree(row: Mapping[str, Json], entries: dict[str, Entry]) -> None:
     tree = row["tree"]
-    return {} if tree is None else {f"trees/{tree}": Entry("t", Digest(tree))}
+    if tree is not None and f"trees/{tree}" not in entries:
+        entries[f"trees/{tree}"] = Entry("t", Digest(tree))
 
 
 def _events(data: bytes) -> list[Json]:

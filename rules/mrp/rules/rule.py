@@ -83,6 +83,8 @@ class TrialsValue:
 
     `scored` of `count` came to an outcome, and to a reward where a grader is to give one; `problem` is why the first
     of the others did not. `trajectories` are by record id and sample; they are byproducts, and in no digest.
+    `index` and `shape` tell of which records and how the trials were made. `dropped`: items of the build before that
+    are no part of this value, where rows of it were kept (see mrp.rules.kept); None when none was.
     """
 
     trials: Digest
@@ -93,6 +95,9 @@ class TrialsValue:
     partial: bool = False
     problem: str = ""
     trajectories: Mapping[tuple[str, int], Digest] = field(default_factory=dict, compare=False, repr=False)
+    index: Digest | None = field(default=None, compare=False)
+    shape: str = field(default="", compare=False)
+    dropped: frozenset[str] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ Value: TypeAlias = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Settled:
     """How an action ended: with a result, or without one (`result` None) and the outcome that says why.
 
@@ -175,7 +180,7 @@ class RuleContext:
 
     `host` describes the machine's own /usr, or only a toolchain of it. `import_sources` makes the store hold workspace
     files that the plan names, after checking that they are still the ones that were compiled. `sdk` is the tree of
-    mrp.sdk.
+    mrp.sdk. `before`: what rollouts came to in the build before, by label, where that may be kept in part.
     """
 
     store: Store
@@ -184,6 +189,7 @@ class RuleContext:
     import_sources: Callable[[Files], None]
     sdk: Callable[[], Digest]
     selection: Selection = Selection()
+    before: Mapping[str, TrialsValue] = field(default_factory=dict)
 
     def value(self, label: str, kind: type[_V]) -> _V:
         """The value of a dependency, which the plan guarantees to be of that kind."""
@@ -198,6 +204,10 @@ class RuleContext:
 
     def files_tree(self, files: Files, strip: str = "") -> Digest:
         """One tree of sources and outputs at their workspace paths, with folder `strip` cut off where it leads."""
+        return self.store.put_tree(self.files_entries(files, strip))
+
+    def files_entries(self, files: Files, strip: str = "") -> dict[str, Entry]:
+        """The entries of `files_tree`, by path; an empty folder among them may not be empty in the tree."""
         self.import_sources(files)
         entries = {
             _without(source.path, strip): Entry("x" if source.executable else "f", source.digest, None)
@@ -206,7 +216,7 @@ class RuleContext:
         for label in files.outputs:
             for path, entry in self.store.read_tree(self.value(label, FilesValue).tree).items():
                 entries[_without(path, strip)] = entry
-        return self.store.put_tree(entries)
+        return entries
 
 
 class Rule(Protocol):

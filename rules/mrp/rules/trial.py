@@ -4,12 +4,12 @@ Nothing here raises for what they wrote: what is malformed is their own failure,
 """
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Callable
 from decimal import Decimal
 
 from mrp.cache.canonical import Json
 from mrp.cache.store import Store
-from mrp.rules.action import Attempt
+from mrp.rules.action import Attempt, LateProcess
 from mrp.rules.conclude import (
     byproducts_of,
     failure_reason,
@@ -28,22 +28,23 @@ from mrp.specs.work import OUT, WORK, Completed, Process
 _MAX_REWARD_TEXT = 4096
 
 
-@dataclass(frozen=True)
-class RunTrial:
+class RunTrial(LateProcess):
     """Work: an agent on one record. `report` is the metric that it reports as its own reward, or None.
 
     `result` is (folder, name) of the file that holds the agent's own account of the trial.
     """
 
-    process: Process
-    report: str | None = None
-    result: tuple[str, str] = (OUT, "result.json")
+    def __init__(
+        self, make: Callable[[], Process], report: str | None = None, result: tuple[str, str] = (OUT, "result.json")
+    ) -> None:
+        super().__init__(make)
+        self._report, self._result = report, result
 
     def conclude(self, completed: Completed, store: Store) -> Attempt:
         outcome = outcome_of(completed)
         byproducts = byproducts_of(completed)
         out = completed.outputs.get(OUT)
-        folder, name = self.result
+        folder, name = self._result
         account = completed.outputs.get(folder)
         document, problem = read_document(store, account, name) if account is not None else (None, "")
         values: dict[str, Json] = {}
@@ -52,15 +53,15 @@ class RunTrial:
         if document is not None:
             outcome, byproducts = _agent_says(document, outcome, byproducts)
             metrics = document.get("metrics")
-            reward = number(metrics.get(self.report)) if self.report and isinstance(metrics, dict) else None
+            reward = number(metrics.get(self._report)) if self._report and isinstance(metrics, dict) else None
             values = {} if reward is None else {"reward": reward}
         if outcome is not Outcome.OK:
             byproducts = failure_reason(completed, store, byproducts)
-        if out is not None:
-            byproducts = dataclasses.replace(byproducts, trajectory=file_digest(store, out, "trajectory.jsonl"))
+        trajectory = file_digest(store, out, "trajectory.jsonl") if out is not None else None
         given = next((mount.tree for mount in self.process.mounts if mount.path == WORK), None)
-        if given is not None:
-            byproducts = dataclasses.replace(byproducts, diff=tree_diff(given, completed.outputs[WORK], store))
+        diff = tree_diff(given, completed.outputs[WORK], store) if given is not None else None
+        if trajectory is not None or diff is not None:
+            byproducts = dataclasses.replace(byproducts, trajectory=trajectory, diff=diff)
         result = Result(
             outcome,
             completed.limit,
@@ -71,11 +72,8 @@ class RunTrial:
         return Attempt(result, byproducts)
 
 
-@dataclass(frozen=True)
-class RunGrade:
+class RunGrade(LateProcess):
     """Work: a grader on what a trial left. Its values are the rewards, by name."""
-
-    process: Process
 
     def conclude(self, completed: Completed, store: Store) -> Attempt:
         byproducts = byproducts_of(completed)

@@ -11,7 +11,7 @@ from decimal import Decimal
 from enum import Enum
 from typing import Protocol, TypeAlias
 
-from mrp.cache.canonical import Json, canonical_bytes
+from mrp.cache.canonical import Json, canonical_bytes, canonical_text
 from mrp.cache.digest import Digest
 from mrp.rules.globs import Glob, parse_glob
 from mrp.rules.interpolate import Name, Template, TemplateError, parse_template
@@ -141,28 +141,39 @@ class _RowViews:
     def __init__(self, task: DatasetTask) -> None:
         self._solution = frozenset(task.solution.fields)
         self._private = frozenset(task.private.fields) - self._solution
+        self._hidden = self._private | self._solution
         self._files = {
             name: {path: parse_template(text) for path, text in view.files.items()}
             for name, view in (("starter", task.starter), ("private", task.private), ("solution", task.solution))
         }
 
     def public(self, row: Row) -> dict[str, Json]:
-        hidden = self._private | self._solution
-        return {name: value for name, value in row.fields.items() if name not in hidden}
+        return {name: value for name, value in row.fields.items() if name not in self._hidden}
 
     def split(self, row: Row, identity: str) -> RecordViews:
-        fields = row.fields
-        public = self.public(row)
-        graded = {name: value for name, value in fields.items() if name not in self._solution}
-        solved = {name: value for name, value in fields.items() if name not in self._private}
-        task: dict[str, Content] = {RECORD_FILE: record_bytes(public)}
-        grader = task if len(graded) == len(public) else {RECORD_FILE: record_bytes(graded)}
-        private = _render(self._files["private"], graded, identity)
+        fields, private, solution = row.fields, self._private, self._solution
+        names = sorted(fields)
+        # Each field is spelled once, for all the views that have it.
+        spelled = {name: f"{canonical_text(name)}:{canonical_text(fields[name])}" for name in names}
+
+        def seen(hidden: frozenset[str]) -> dict[str, Content]:
+            text = ",".join([spelled[name] for name in names if name not in hidden])
+            return {RECORD_FILE: f"{{{text}}}\n".encode()}
+
+        has_private, has_solution = not private.isdisjoint(fields), not solution.isdisjoint(fields)
+        task = seen(self._hidden)
+        grader = seen(solution) if has_private else task
+        if self._files["private"]:
+            shown = {name: value for name, value in fields.items() if name not in solution}
+            grader = {**grader, **_render(self._files["private"], shown, identity)}
+        solved: Mapping[str, Json] = {}
+        if self._files["solution"]:
+            solved = {name: value for name, value in fields.items() if name not in private}
         return RecordViews(
             task=task,
-            starter=_render(self._files["starter"], public, identity),
-            grader={**grader, **private} if private else grader,
-            solver=task if len(solved) == len(public) else {RECORD_FILE: record_bytes(solved)},
+            starter=_render(self._files["starter"], self.public(row), identity) if self._files["starter"] else {},
+            grader=grader,
+            solver=seen(private) if has_solution else task,
             solution=_render(self._files["solution"], solved, identity),
         )
 

@@ -48,11 +48,22 @@ def run_entry(environ: Mapping[str, str]) -> int:
     """
     if environ is not os.environ:
         environ = dict(environ)
-        os.environ.clear()
-        os.environ.update(environ)
+        _become(environ)
     # What started this process is no business of the operator, and has paths of the machine in it.
     sys.argv[:] = [environ.get("MRP_ENTRY", "")]
     return run_operator(lambda: load(environ.get("MRP_ENTRY", "")), environ.get("MRP_ROLE", ""), environ)
+
+
+def _become(environ: Mapping[str, str]) -> None:
+    """Make `environ` the environment of this process, in its order; where only values differ, just these are set."""
+    present = os.environ
+    if list(present) != list(environ):
+        present.clear()
+        present.update(environ)
+        return
+    for name, value in environ.items():
+        if present[name] != value:
+            present[name] = value
 
 
 def load(entry: str) -> Any:
@@ -96,7 +107,8 @@ def _run(loader: Callable[[], Any], role: str, environ: Mapping[str, str], outpu
     seed = int(environ.get("MRP_SEED", "0"))
     random.seed(seed)
     work = Path(environ.get("MRP_WORKSPACE", "/work"))
-    if work.is_dir():
+    has_work = os.path.isdir(work)
+    if has_work:
         os.chdir(work)
     task_dir = Path(environ.get("MRP_TASK_DIR", "/task"))
     context = Context(
@@ -104,7 +116,7 @@ def _run(loader: Callable[[], Any], role: str, environ: Mapping[str, str], outpu
         seed=seed,
         sample=int(environ.get("MRP_SAMPLE", "0")),
         output=output,
-        cwd=work if work.is_dir() else Path.cwd(),
+        cwd=work if has_work else Path.cwd(),
         task=_task(task_dir, work, environ) if role in ("agent", "grader") else None,
         model=model,
         group_by=json.loads(environ.get("MRP_GROUP_BY", "[]")),
@@ -195,11 +207,12 @@ def _write_row(write: Write) -> dict[str, str]:
 
 def _task(folder: Path, work: Path, environ: Mapping[str, str]) -> Task:
     try:
-        record = json.loads((folder / "record.json").read_bytes())
+        with open(f"{folder}/record.json", "rb", 0) as file:
+            record = json.loads(file.read())
     except FileNotFoundError:
         record = {}
-    solution = Path(environ.get("MRP_SOLUTION_DIR", "/solution"))
-    return Task(record, folder, work, solution if solution.is_dir() else None)
+    solution = environ.get("MRP_SOLUTION_DIR", "/solution")
+    return Task(record, folder, work, Path(solution) if os.path.isdir(solution) else None)
 
 
 def _settle(value: Any) -> Any:
@@ -232,7 +245,10 @@ def _result_json(result: Result) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json_text(value) + "\n", encoding="utf-8")
+    # Made first, so that what is no JSON leaves no file.
+    data = json_text(value).encode() + b"\n"
+    with open(path, "wb") as file:
+        file.write(data)
 
 
 def _report(error: BaseException) -> str:

@@ -4,10 +4,13 @@ import argparse
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from mrp.cli.answers import last_line, result_lines
+from mrp.cli.fast import identity_of
 from mrp.cli.flags import add_build_flags, add_compile_flags, add_selection_flags, build_options, need_targets
 from mrp.cli.progress import Progress, failure_line
 from mrp.cli.screen import Screen
@@ -17,13 +20,6 @@ if TYPE_CHECKING:
     from mrp.runtime.interrupt import Interrupt
     from mrp.runtime.options import BuildOptions
     from mrp.runtime.report import BuildReport
-
-_T = TypeVar("_T")
-
-_MAX_PAGE = 16 * 2**10
-"""Bytes of a result.md beyond which it is not printed."""
-
-_PROFILE_LINES = 25
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +36,10 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
 
     need_targets(arguments)
     root = find_root()
-    report = run_build(screen, lambda **more: build_options(arguments, root, **more), build, arguments.profile)
+    asked = identity_of(arguments.argv, there=True)
+    identity = asked[1] if asked is not None and asked[0] == str(root) else ()
+    options = partial(build_options, arguments, root, identity=identity)
+    report = run_build(screen, options, build, arguments.profile)
     return show(report, root, screen)
 
 
@@ -48,15 +47,15 @@ def run_build(
     screen: Screen,
     options: "Callable[..., BuildOptions]",
     execute: "Callable[[BuildOptions], BuildReport]",
-    profile: bool = False,
+    profile: Path | None = None,
 ) -> "BuildReport":
-    """Execute with progress on the screen, and with Ctrl-C first draining, then killing."""
+    """Execute with progress on the screen, a trace in `profile`, and with Ctrl-C first draining, then killing."""
     from mrp.runtime.interrupt import Interrupt
+    from mrp.runtime.trace import tracing
 
     interrupt = Interrupt()
-    with Progress(screen) as progress, _signals(interrupt):
-        chosen = options(on_event=progress, interrupt=interrupt)
-        return _profiled(lambda: execute(chosen), screen) if profile else execute(chosen)
+    with Progress(screen) as progress, _signals(interrupt), tracing(profile, progress) as listener:
+        return execute(options(on_event=listener, interrupt=interrupt))
 
 
 def show(report: "BuildReport", root: Path, screen: Screen) -> int:
@@ -73,33 +72,20 @@ def show(report: "BuildReport", root: Path, screen: Screen) -> int:
     for label, target in report.targets.items():
         if target.status == "held":
             screen.note(f"{label} is held: its gate is false")
-    total = report.executed + report.cached
-    screen.answer(
-        f"{total} action{'' if total == 1 else 's'}: {report.executed} executed, {report.cached} cached,"
-        f" {report.failed} failed"
-    )
+    screen.answer(last_line(report.executed, report.cached, report.failed))
     return report.exit_code
 
 
 def _show_results(report: "BuildReport", root: Path, screen: Screen) -> None:
     from mrp.runtime.outputs import output_folder
 
-    for label, target in report.targets.items():
-        if not target.outputs:
-            continue
-        folder = output_folder(root, label)
-        page = folder / "result.md"
-        if "result.md" in target.outputs and page.is_file() and page.stat().st_size <= _MAX_PAGE:
-            text = page.read_text(encoding="utf-8", errors="replace")
-            screen.answer("".join(c for c in text if c.isprintable() or c in "\n\t"))
-        facts = {
-            "partial": target.partial,
-            "failed": target.status == "failed",
-            "not reproducible": not target.reproducible,
-        }
-        marks = [word for word, is_so in facts.items() if is_so]
-        marked = f" ({', '.join(marks)})" if marks else ""
-        screen.answer(f"{label} -> {folder.relative_to(root)}/{marked}")
+    shown = [
+        (label, output_folder(root, label).relative_to(root).as_posix(), "result.md" in target.outputs, target.marks())
+        for label, target in report.targets.items()
+        if target.outputs
+    ]
+    for line in result_lines(str(root), shown):
+        screen.answer(line)
 
 
 @contextmanager
@@ -120,18 +106,3 @@ def _signals(interrupt: "Interrupt") -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _profiled(work: Callable[[], _T], screen: Screen) -> _T:
-    """Run `work` and print where the coordinator's thread spent its time."""
-    import cProfile
-    import io
-    import pstats
-
-    profile = cProfile.Profile()
-    try:
-        return profile.runcall(work)
-    finally:
-        text = io.StringIO()
-        pstats.Stats(profile, stream=text).sort_stats("cumulative").print_stats(_PROFILE_LINES)
-        screen.error(text.getvalue())

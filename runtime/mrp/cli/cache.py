@@ -83,7 +83,7 @@ def _bounds(arguments: argparse.Namespace) -> tuple[float, int | None]:
 def _gc(store: Any, max_age: float, max_bytes: int | None, screen: Screen) -> int:
     from mrp.cache.maintenance import gc
 
-    report = gc(store, keep=_plans_of_runs(), max_age_s=max_age, max_bytes=max_bytes)
+    report = gc(store, keep=_plans_of_runs(store), max_age_s=max_age, max_bytes=max_bytes)
     if screen.json:
         screen.document(report.to_json())
     screen.answer(
@@ -93,8 +93,9 @@ def _gc(store: Any, max_age: float, max_bytes: int | None, screen: Screen) -> in
     return 0
 
 
-def _plans_of_runs() -> list[tuple[str, Any]]:
+def _plans_of_runs(store: Any) -> list[tuple[str, Any]]:
     """The plans that this workspace's runs can be replayed from; nothing outside of a workspace."""
+    from mrp.runtime.recorded_plan import plan_blobs
     from mrp.runtime.runs import list_runs, read_record
 
     try:
@@ -108,7 +109,7 @@ def _plans_of_runs() -> list[tuple[str, Any]]:
         except UsageError:
             continue
         if record.get("plan"):
-            plans.append(("blob", record["plan"]))
+            plans += [("blob", digest) for digest in plan_blobs(record["plan"], store)]
     return plans
 
 

@@ -4,8 +4,9 @@ import argparse
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,10 @@ from mrp.specs.errors import UsageError
 
 if TYPE_CHECKING:
     from mrp.cache.store import Store
-    from mrp.runtime.diff import DiffReport, Divergence
+    from mrp.runtime.diff import DiffReport
     from mrp.runtime.options import BuildOptions
+    from mrp.runtime.recorded import Recorded
     from mrp.runtime.report import BuildReport
-    from mrp.runtime.runs import DigestLine
     from mrp.specs.ir import Plan
 
 _SHOWN = 20
@@ -57,49 +58,39 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
 
 def _diff(arguments: argparse.Namespace, screen: Screen) -> int:
     from mrp.runtime.diff import Kind, diff_runs
-    from mrp.runtime.runs import find_run, read_digests
+    from mrp.runtime.recorded import recorded_actions
+    from mrp.runtime.runs import find_run
 
     state = state_folder(find_root())
     old, new = find_run(state, arguments.old), find_run(state, arguments.new)
-    store = open_store()
-    try:
+    with recorded_actions(old) as before, recorded_actions(new) as after, closing(open_store()) as store:
         plans = [_recorded_plan(folder, store) for folder in (old, new)]
         order = [task.label for plan in reversed(plans) if plan is not None for task in plan.tasks]
-        before, after = list(read_digests(old)), list(read_digests(new))
         report = diff_runs(before, after, list(dict.fromkeys(order)))
         first = report.first
-        roots = _roots(first, before, after, plans, store) if first is not None and first.kind is not Kind.BYTES else []
-    finally:
-        store.close()
-    if screen.json:
-        screen.document({"old": old.name, "new": new.name, **report.to_json(), "roots": roots})
-    _show(report, roots, screen)
+        roots = _roots(report, plans, store) if first is not None and first.kind is not Kind.BYTES else []
+        if screen.json:
+            screen.document({"old": old.name, "new": new.name, **report.to_json(), "roots": roots})
+        _show(report, roots, screen)
     return 1 if first is not None else 0
 
 
-def _roots(
-    first: "Divergence",
-    before: "list[DigestLine]",
-    after: "list[DigestLine]",
-    plans: "list[Plan | None]",
-    store: "Store",
-) -> list[str]:
+def _roots(report: "DiffReport", plans: "list[Plan | None]", store: "Store") -> list[str]:
     """What a person changed to make the first action differ."""
     from mrp.cache.digest import ActionKey, Digest
     from mrp.runtime.origins import Origins
     from mrp.runtime.why import Explainer, Identity, Known, Side
 
-    def side(lines: "list[DigestLine]") -> Side:
-        keys = {(line.label, line.item, line.kind): line.key for line in lines}
-
+    def side(recorded: "Recorded") -> Side:
         def known(identity: Identity) -> Known | None:
-            key = keys.get(identity)
-            return None if key is None else Known(key, store.preimage(ActionKey(Digest(key))))
+            line = recorded.find(*identity)
+            return None if line is None else Known(line.key, store.preimage(ActionKey(Digest(line.key))))
 
         return known
 
-    explainer = Explainer(store, side(before), side(after), Origins(store, plans[1], plans[0]))
-    return explainer.explain(first.identity).roots()
+    assert report.first is not None
+    explainer = Explainer(store, side(report.old), side(report.new), Origins(store, plans[1], plans[0]))
+    return explainer.explain(report.first.identity).roots()
 
 
 def _show(report: "DiffReport", roots: list[str], screen: Screen) -> None:
@@ -114,16 +105,16 @@ def _show(report: "DiffReport", roots: list[str], screen: Screen) -> None:
     for root in roots:
         screen.answer(f"  {root}")
     for which in Kind:
-        found = report.of_kind(which)
-        if found:
-            screen.answer(f"{len(found)} with {which.value}: {MEANING[which]}")
-            for divergence in found if screen.verbose else found[:_SHOWN]:
+        count = report.counts[which]
+        if count:
+            screen.answer(f"{count} with {which.value}: {MEANING[which]}")
+            for divergence in islice(report.divergences(which), None if screen.verbose else _SHOWN):
                 name = where(*divergence.identity[:2])
                 outcomes = [line.outcome for line in (divergence.old, divergence.new) if line is not None]
                 told = " -> ".join(dict.fromkeys(outcomes))
                 screen.answer(f"  {name} {divergence.identity[2]} ({told})")
-            if len(found) > _SHOWN and not screen.verbose:
-                screen.answer(f"  and {len(found) - _SHOWN} more (-v shows all)")
+            if count > _SHOWN and not screen.verbose:
+                screen.answer(f"  and {count - _SHOWN} more (-v shows all)")
     screen.answer(f"{report.same} actions are the same")
 
 
@@ -138,43 +129,40 @@ def _check(arguments: argparse.Namespace, screen: Screen) -> int:
     if arguments.runs < 2:
         raise UsageError(f"--runs {arguments.runs}: comparing needs at least 2")
     root = find_root()
-    with compiled_state(build_options(arguments, root), to_run=True) as (plan, chosen, store, _):
-        order = [task.label for task in plan.tasks]
-        lines: list[list[DigestLine]] = []
-        for number in range(1, arguments.runs + 1):
-            screen.note(f"run {number} of {arguments.runs}")
-            report, found = _execute_anew(plan, chosen, store, screen)
-            if report.exit_code not in (0, 1):
-                screen.error(f"run {number} ended as {report.status}: {report.reason}")
-                return report.exit_code
-            lines.append(found)
-    reports = [diff_runs(lines[0], other, order) for other in lines[1:]]
-    return _verdict(reports, [f"run {number}" for number in range(2, arguments.runs + 1)], "run 1", screen)
+    with ExitStack() as kept:
+        with compiled_state(build_options(arguments, root), to_run=True) as (plan, chosen, store, _):
+            order = [task.label for task in plan.tasks]
+            runs: list[Recorded] = []
+            for number in range(1, arguments.runs + 1):
+                screen.note(f"run {number} of {arguments.runs}")
+                report, recorded = _execute_anew(plan, chosen, store, screen)
+                runs.append(kept.enter_context(recorded))
+                if report.exit_code not in (0, 1):
+                    screen.error(f"run {number} ended as {report.status}: {report.reason}")
+                    return report.exit_code
+        reports = [diff_runs(runs[0], other, order) for other in runs[1:]]
+        return _verdict(reports, [f"run {number}" for number in range(2, arguments.runs + 1)], "run 1", screen)
 
 
 def _replay(arguments: argparse.Namespace, screen: Screen) -> int:
     from mrp.runtime.diff import diff_runs
-    from mrp.runtime.runs import find_run, read_digests
+    from mrp.runtime.recorded import recorded_actions
+    from mrp.runtime.runs import find_run
 
     root = find_root()
     folder = find_run(state_folder(root), arguments.run)
-    recorded = list(read_digests(folder))
-    chosen = build_options(arguments, root)
-    store = open_store()
-    try:
-        plan = _recorded_plan(folder, store)
-        if plan is None:
-            raise UsageError(f"the plan of run {folder.name} is no longer in the cache, so it cannot be replayed")
-        report, lines = _execute_anew(plan, chosen, store, screen)
-    finally:
-        store.close()
-    if report.exit_code not in (0, 1):
-        screen.error(f"the replay ended as {report.status}: {report.reason}")
-        return report.exit_code
-    compared = [line for line in recorded if line.kind != "produce"]
-    return _verdict(
-        [diff_runs(compared, lines, [task.label for task in plan.tasks])], ["the replay"], f"run {folder.name}", screen
-    )
+    with recorded_actions(folder) as recorded:
+        with closing(open_store()) as store:
+            plan = _recorded_plan(folder, store)
+            if plan is None:
+                raise UsageError(f"the plan of run {folder.name} is no longer in the cache, so it cannot be replayed")
+            report, again = _execute_anew(plan, build_options(arguments, root), store, screen)
+        with again:
+            if report.exit_code not in (0, 1):
+                screen.error(f"the replay ended as {report.status}: {report.reason}")
+                return report.exit_code
+            found = diff_runs(recorded, again, [task.label for task in plan.tasks], leave_out=("produce",))
+            return _verdict([found], ["the replay"], f"run {folder.name}", screen)
 
 
 def _verdict(reports: "list[DiffReport]", names: list[str], reference: str, screen: Screen) -> int:
@@ -200,8 +188,7 @@ def _verdict(reports: "list[DiffReport]", names: list[str], reference: str, scre
     line = first.new or first.old
     wall = "" if line is None or line.reproducible else " (a wall limit had a part in it)"
     screen.answer(
-        f"{reference} and {name} differ in {len(report.divergences)} of"
-        f" {report.same + len(report.divergences)} actions\n"
+        f"{reference} and {name} differ in {report.differing} of {report.same + report.differing} actions\n"
         f"culprit: {where(label, item)} {kind}: {MEANING[first.kind]}{wall}"
     )
     return 1
@@ -209,10 +196,13 @@ def _verdict(reports: "list[DiffReport]", names: list[str], reference: str, scre
 
 def _execute_anew(
     plan: "Plan", chosen: "BuildOptions", store: "Store", screen: Screen
-) -> "tuple[BuildReport, list[DigestLine]]":
-    """Run a plan with nothing cached and nothing published: its cache, state and outputs are thrown away."""
+) -> "tuple[BuildReport, Recorded]":
+    """Run a plan with nothing cached and nothing published: its cache, state and outputs are thrown away.
+
+    What it recorded stays readable until it is closed.
+    """
     from mrp.runtime.build import open_state, run_plan
-    from mrp.runtime.runs import read_digests
+    from mrp.runtime.recorded import recorded_actions
 
     with _throw_away(chosen.root) as (mirror, cache):
         options = replace(chosen, root=mirror, cache=cache, produce=False)
@@ -223,7 +213,7 @@ def _execute_anew(
                 return run_plan(plan, options, fresh, digests)
 
         report = run_build(screen, lambda **more: replace(options, **more), execute)
-        return report, list(read_digests(report.folder))
+        return report, recorded_actions(report.folder)
 
 
 @contextmanager
@@ -256,10 +246,10 @@ def _copy_sources(plan: "Plan", store: "Store", fresh: "Store") -> None:
 def _recorded_plan(folder: Path, store: "Store") -> "Plan | None":
     from mrp.cache.digest import Digest
     from mrp.cache.errors import MissingBlob
+    from mrp.runtime.recorded_plan import read_plan
     from mrp.runtime.runs import read_record
-    from mrp.specs.ir import parse_plan
 
     try:
-        return parse_plan(store.get_bytes(Digest(read_record(folder)["plan"])))
+        return read_plan(Digest(read_record(folder)["plan"]), store)
     except (MissingBlob, KeyError):
         return None

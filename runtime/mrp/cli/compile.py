@@ -42,7 +42,7 @@ def _compile(arguments: argparse.Namespace, screen: Screen) -> int:
     need_targets(arguments)
     root = find_root()
     options = build_options(arguments, root)
-    with FileDigests.open(state_folder(root) / "files.sqlite") as digests:
+    with FileDigests.open(state_folder(root) / "files.digests") as digests:
         compiled = compile_workspace(
             root, options.targets, config=options.config, params=options.params, digests=digests
         )

@@ -45,7 +45,7 @@ def add_selection_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that choose how it is run."""
-    parser.add_argument("-j", "--jobs", type=_positive, metavar="N", help="actions at a time (default: one a core)")
+    parser.add_argument("-j", "--jobs", type=_positive, metavar="N", help="actions at a time (default: one more than cores)")
     parser.add_argument("--engine", metavar="NAME", help="where actions run: local")
     parser.add_argument("--sandbox", metavar="NAME", help="what isolates them: local")
     parser.add_argument("--offline", action="store_true", help="fetch nothing from the network")
@@ -55,7 +55,9 @@ def add_build_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of a build that is no experiment."""
     add_engine_flags(parser)
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first item that is not ok")
-    parser.add_argument("--profile", action="store_true", help="say where mrp's own time went")
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="write a trace of mrp's own time and of the actions', for Perfetto"
+    )
 
 
 def build_options(arguments: argparse.Namespace, root: Path, **more: Any) -> "BuildOptions":

@@ -1,12 +1,14 @@
 """`mrp inspect`: a recorded run, one of its targets, or one item with all that is known of it."""
 
 import argparse
+from contextlib import closing
 from decimal import Decimal
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from mrp.cache.canonical import canonical_text
 from mrp.cli.progress import duration, where
-from mrp.cli.screen import Screen
+from mrp.cli.screen import Screen, Spelled
 from mrp.cli.workspace import absolute, find_root, open_store, state_folder
 from mrp.specs.errors import UsageError
 
@@ -29,42 +31,55 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
-    from mrp.runtime.inspect import action_json, read_run, run_json, target_json
+    from mrp.runtime.inspect import read_run, run_json
     from mrp.runtime.runs import find_run
 
     root = find_root()
     name, label = arguments.run, arguments.label
     if label is None and name.startswith(("//", ":")):
         name, label = "last", name
-    view = read_run(find_run(state_folder(root), name))
-    if label is None:
-        if screen.json:
-            screen.document(run_json(view))
-        _show_run(view, screen)
-        return 0
-    target, item = split_label(label, root)
-    lines = view.matching(target, item)
-    if not lines:
-        raise UsageError(_unknown(view, target, item))
-    if item is None and len(lines) > 1:
-        rows = target_json(view, lines)
-        if screen.json:
-            screen.document({"run_id": view.run_id, "rows": rows, "actions": [line.to_json() for line in lines]})
-        _show_rows(rows, screen)
-        for line in lines:
+    with read_run(find_run(state_folder(root), name)) as view:
+        if label is None:
+            document = run_json(view)
+            if screen.json:
+                screen.document(document)
+            _show_run(view, document["rows"], screen)
+            return 0
+        target, item = split_label(label, root)
+        few = list(islice(view.actions.of(target, item), 2))
+        if not few:
+            raise UsageError(_unknown(view, target, item))
+        if item is None and len(few) > 1:
+            _inspect_target(view, target, screen)
+        else:
+            _inspect_actions(view, target, item, screen)
+    return 0
+
+
+def _inspect_target(view: "RunView", target: str, screen: Screen) -> None:
+    from mrp.runtime.inspect import target_json
+
+    rows = target_json(view, target)
+    if screen.json:
+        lines = (Spelled(raw.decode()) for raw in view.actions.raw_of(target))
+        screen.document({"run_id": view.run_id, "rows": rows, "actions": lines})
+    _show_rows(rows, screen)
+    if screen.verbose or any(set(found) != {"ok"} for row in rows for found in row["outcomes"].values()):
+        for line in view.actions.of(target):
             if line.outcome != "ok" or screen.verbose:
                 screen.answer(f"  {where(line.label, line.item)} {line.kind} {line.outcome}")
-        return 0
-    store = open_store()
-    try:
-        actions = [action_json(view, line, store) for line in lines]
+
+
+def _inspect_actions(view: "RunView", target: str, item: str | None, screen: Screen) -> None:
+    from mrp.runtime.inspect import actions_json
+
+    with closing(open_store()) as store:
+        executed = view.log.executed(target, item)
+        actions = list(actions_json(view, view.actions.of(target, item), store, executed))
         if screen.json:
             screen.document({"run_id": view.run_id, "actions": actions})
         for action in actions:
             _show_action(action, store, screen)
-    finally:
-        store.close()
-    return 0
 
 
 def split_label(text: str, root: "Path") -> tuple[str, str | None]:
@@ -84,18 +99,17 @@ def split_label(text: str, root: "Path") -> tuple[str, str | None]:
 def _unknown(view: "RunView", target: str, item: str | None) -> str:
     from mrp.specs.suggest import did_you_mean
 
-    targets = {line.label for line in view.lines}
-    there = [line for line in view.lines if line.label == target or line.label.startswith(f"{target}@")]
-    if item is not None and there:
+    if item is not None and view.actions.has(target):
         hint = (
-            did_you_mean(item, {line.item for line in there}) or f"`mrp inspect {view.run_id} {target} -v` lists them"
+            did_you_mean(item, view.actions.items_around(target, item))
+            or f"`mrp inspect {view.run_id} {target} -v` lists them"
         )
         return f"{target} has no item {item!r} in run {view.run_id}; {hint}"
-    hint = did_you_mean(target, targets) or f"`mrp inspect {view.run_id}` lists what it built"
+    hint = did_you_mean(target, view.actions.labels()) or f"`mrp inspect {view.run_id}` lists what it built"
     return f"run {view.run_id} has no actions of {target}; {hint}"
 
 
-def _show_run(view: "RunView", screen: Screen) -> None:
+def _show_run(view: "RunView", rows: list[dict[str, Any]], screen: Screen) -> None:
     record = view.record
     cost = Decimal(record["cost"]["usd"])
     reason = f" ({record['reason']})" if record.get("reason") else ""
@@ -106,9 +120,7 @@ def _show_run(view: "RunView", screen: Screen) -> None:
         f" {duration(float(record['wall_s']))}{spent}\n"
         f"requested: {', '.join(record['requested'])}"
     )
-    from mrp.runtime.inspect import target_json
-
-    _show_rows(target_json(view, view.lines), screen)
+    _show_rows(rows, screen)
     for label, target in record["targets"].items():
         if target["reason"]:
             screen.answer(f"{label}: {target['reason']}")

@@ -2,14 +2,21 @@
 
 import argparse
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mrp.cli.inspect import split_label
 from mrp.cli.progress import duration, where
 from mrp.cli.screen import Screen
 from mrp.cli.workspace import find_root, open_store, state_folder
 from mrp.specs.errors import UsageError
+
+if TYPE_CHECKING:
+    from mrp.cache.store import Store
+    from mrp.runtime.runs import DigestLine
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,20 +36,21 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
 
 
 def _list(root: Path, number: int, screen: Screen) -> int:
-    from mrp.runtime.inspect import read_run
-    from mrp.runtime.runs import DamagedRun, list_runs
+    from mrp.runtime.runlog import RunLog
+    from mrp.runtime.runs import DamagedRun, list_runs, read_record
 
     state = state_folder(root)
     found: list[dict[str, Any]] = []
     for run_id in reversed(list_runs(state)[-number:] if number > 0 else []):
         try:
-            view = read_run(state / "runs" / run_id)
+            record = read_record(state / "runs" / run_id)
         except UsageError as error:
             status = "damaged" if isinstance(error, DamagedRun) else "cut off"
             found.append({"run_id": run_id, "status": status})
             continue
         names = ("status", "requested", "executed", "cached", "failed", "wall_s", "cost")
-        found.append({"run_id": run_id, "started": view.started, **{name: view.record[name] for name in names}})
+        started = RunLog(state / "runs" / run_id / "events.jsonl").started()
+        found.append({"run_id": run_id, "started": started, **{name: record[name] for name in names}})
     if screen.json:
         screen.document(found)
     if not found:
@@ -64,35 +72,43 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _output(root: Path, arguments: argparse.Namespace, screen: Screen) -> int:
-    from mrp.runtime.inspect import action_json, read_run, text_of
+    from mrp.runtime.recorded import recorded_actions
     from mrp.runtime.runs import find_run
 
-    view = read_run(find_run(state_folder(root), arguments.run))
+    folder = find_run(state_folder(root), arguments.run)
     target, item = split_label(arguments.label, root)
-    lines = view.matching(target, item)
-    if not lines:
-        raise UsageError(f"run {view.run_id} has no {where(target, item or '')}; `mrp inspect {view.run_id}` lists it")
     stream = next((name for name in ("stderr", "diff", "trajectory") if getattr(arguments, name)), "stdout")
-    store = open_store()
-    try:
-        shown = []
-        for line in lines:
-            attempts = [a for a in action_json(view, line, store)["attempts"] or [] if "usage" in a]
-            shown += [(line, attempt, text_of(store, attempt[stream])) for attempt in attempts]
-    finally:
-        store.close()
-    if screen.json:
-        screen.document(
-            [
-                {"label": line.label, "item": line.item, "kind": line.kind, "attempt": a["attempt"], stream: text}
-                for line, a, text in shown
-            ]
-        )
-    for line, attempt, text in shown:
-        if len(shown) > 1:
-            screen.note(f"== {where(line.label, line.item)} {line.kind}, attempt {attempt['attempt']}")
-        if text:
-            screen.answer(text)
-    if not any(text for _, _, text in shown):
-        screen.note(f"nothing was kept on {stream}")
+    with recorded_actions(folder) as actions, closing(open_store()) as store:
+        lines = list(islice(actions.of(target, item), 2))
+        if not lines:
+            raise UsageError(
+                f"run {folder.name} has no {where(target, item or '')}; `mrp inspect {folder.name}` lists it"
+            )
+        if screen.json:
+            screen.document(_kept(actions.of(target, item), stream, store))
+        _show_kept(_kept(actions.of(target, item), stream, store), stream, screen)
     return 0
+
+
+def _kept(lines: "Iterable[DigestLine]", stream: str, store: "Store") -> Iterator[dict[str, Any]]:
+    """What each attempt left on `stream`, null where nothing was kept."""
+    from mrp.runtime.inspect import attempts_of, text_of
+
+    for line, attempt in attempts_of(lines, store):
+        place = {"label": line.label, "item": line.item, "kind": line.kind, "attempt": attempt["attempt"]}
+        yield {**place, stream: text_of(store, attempt[stream])}
+
+
+def _show_kept(found: Iterator[dict[str, Any]], stream: str, screen: Screen) -> None:
+    """The texts, each with a heading when there is more than one."""
+    first = list(islice(found, 2))
+    something = False
+    for attempt in chain(first, found):
+        if len(first) > 1:
+            name = where(attempt["label"], attempt["item"])
+            screen.note(f"== {name} {attempt['kind']}, attempt {attempt['attempt']}")
+        if attempt[stream]:
+            something = True
+            screen.answer(attempt[stream])
+    if not something:
+        screen.note(f"nothing was kept on {stream}")

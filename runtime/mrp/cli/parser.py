@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import NoReturn
 
+from mrp.cli.version import VERSION
 from mrp.specs.errors import UsageError
 from mrp.specs.suggest import did_you_mean
 
@@ -90,7 +91,10 @@ def _in_words(message: str) -> str:
 
 
 def read(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of one call, with `verb` set. Raises UsageError; --help and --version print and exit 0."""
+    """The arguments of one call, with `verb` and all its words, `argv`. Raises UsageError.
+
+    --help and --version print and exit 0.
+    """
     before, verb, after = _split(argv)
     if verb is None:
         print(overview())
@@ -104,6 +108,7 @@ def read(argv: Sequence[str]) -> argparse.Namespace:
         elif isinstance(value, str):
             setattr(arguments, name, value.removeprefix(_MARK))
     arguments.verb = verb
+    arguments.argv = list(argv)
     return arguments
 
 
@@ -137,17 +142,6 @@ def nearest(word: str, known: Iterable[str], prog: str) -> str:
     return f"; {did_you_mean(word, sorted(known)) or f'see {prog} --help'}"
 
 
-def version() -> str:
-    """The version of the installed distribution."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed("mrp-build")
-    except PackageNotFoundError:
-        return "unknown (mrp-build is not installed)"
-
-
 def _split(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
     """The words before the verb, the verb, the words after it."""
     before: list[str] = []
@@ -157,7 +151,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
         if word in ("-h", "--help"):
             return [], None, []
         if word in ("-V", "--version"):
-            print(f"mrp {version()}")
+            print(f"mrp {VERSION}")
             raise SystemExit(0)
         if word in ("-C", "--directory"):
             if not words:

@@ -39,13 +39,13 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
 
 def _show_plan(report: "PlanReport", screen: Screen) -> None:
     for target in report.targets:
-        if target.decided or target.until or target.refused:
+        if target.known or target.until or target.refused:
             screen.answer(_line(target))
             shown = target.misses if screen.verbose else target.misses[:_SHOWN_ITEMS]
-            for decided in shown if len(target.decided) > 1 or screen.verbose else ():
-                item = f"[{decided.action.item}] " if decided.action.item else ""
-                screen.answer(f"  {item}{decided.action.kind.value}: {decided.reason}")
-            if len(shown) < len(target.misses) and len(target.decided) > 1:
+            for miss in shown if target.known > 1 or screen.verbose else ():
+                item = f"[{miss.item}] " if miss.item else ""
+                screen.answer(f"  {item}{miss.kind}: {miss.reason}")
+            if len(shown) < len(target.misses) and target.known > 1:
                 screen.answer(f"  and {len(target.misses) - len(shown)} more (-v shows all)")
     hits = sum(target.hits for target in report.targets)
     misses = sum(len(target.misses) for target in report.targets)
@@ -63,7 +63,7 @@ def _line(target: "TargetPlan") -> str:
     if target.hits:
         parts.append(f"{target.hits} hit{'' if target.hits == 1 else 's'}")
     if target.misses:
-        only = f" ({target.misses[0].reason})" if len(target.decided) == 1 else ""
+        only = f" ({target.misses[0].reason})" if target.known == 1 else ""
         parts.append(f"{len(target.misses)} to run{only}")
     if target.grades:
         parts.append(f"{target.grades} grade{'' if target.grades == 1 else 's'} after that")

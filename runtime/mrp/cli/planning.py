@@ -1,6 +1,6 @@
 """Compiling and deciding without executing: what plan, cost and why have in common."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mrp.cache.canonical import Json
     from mrp.cache.filestats import FileDigests
     from mrp.cache.store import Store
+    from mrp.rules.action import Action
     from mrp.rules.rule import RuleContext, Value
     from mrp.runtime.decide import Demand
     from mrp.runtime.options import BuildOptions
@@ -27,8 +28,13 @@ class Planned:
 
 
 @contextmanager
-def planned(options: "BuildOptions") -> Iterator[Planned]:
-    """Compile `options.targets` and decide on every action. Raises what build raises before it executes."""
+def planned(
+    options: "BuildOptions", see: "Callable[[Store], Callable[[Action, bool], None]] | None" = None
+) -> Iterator[Planned]:
+    """Compile `options.targets` and decide on every action. Raises what build raises before it executes.
+
+    `see` gives what is shown each action with whether it is a hit.
+    """
     from mrp.runtime.build import compiled_state
     from mrp.runtime.plan_report import report_plan
     from mrp.runtime.request import adapted_plan
@@ -36,7 +42,8 @@ def planned(options: "BuildOptions") -> Iterator[Planned]:
     with compiled_state(options) as (compiled, options, store, digests):
         plan = adapted_plan(compiled, options)
         planning = _Planning(plan, options, store, digests)
-        yield Planned(plan, report_plan(plan, planning.context, store, planning.demand), store)
+        shown = see(store) if see is not None else lambda action, hit: None
+        yield Planned(plan, report_plan(plan, planning.context, store, planning.demand, shown), store)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def _check(root: "Path", arguments: argparse.Namespace, screen: Screen) -> int:
     from mrp.compiler.compile import compile_workspace
 
     options = build_options(arguments, root)
-    with FileDigests.open(state_folder(root) / "files.sqlite") as digests:
+    with FileDigests.open(state_folder(root) / "files.digests") as digests:
         compiled = compile_workspace(
             root, options.targets or ("//...",), config=options.config, params=options.params, digests=digests
         )

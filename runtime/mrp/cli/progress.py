@@ -108,6 +108,7 @@ class Progress:
 
     def __init__(self, screen: Screen, clock: Callable[[], float] = time.monotonic) -> None:
         self._screen, self._clock = screen, clock
+        self._is_live = screen.live
         self._tally = Tally(clock())
         self._lock = threading.RLock()
         self._live: Live | None = None
@@ -141,7 +142,7 @@ class Progress:
                 self._timer.start()
 
     def _wants_live(self) -> bool:
-        return self._screen.live and not self._screen.quiet and not self._closed
+        return self._is_live and not self._screen.quiet and not self._closed
 
     def _say(self, event: Event, now: float) -> None:
         verbose, quiet = self._screen.verbose, self._screen.quiet
@@ -155,7 +156,7 @@ class Progress:
             self._task_line(event)
         elif isinstance(event, ItemFinished) and verbose:
             self._print(_item_line(event))
-        elif isinstance(event, ItemFinished) and not quiet and not self._screen.live and not event.cached:
+        elif isinstance(event, ItemFinished) and not quiet and not self._is_live and not event.cached:
             if now - self._last_line >= PLAIN_EVERY:
                 self._last_line = now
                 self._print(self._tally.line(now))
@@ -168,6 +169,8 @@ class Progress:
             return
         counts = self._tally.targets.get(event.label)
         if self._screen.quiet or counts is None or not (counts.executed or self._screen.verbose):
+            return
+        if counts.executed + counts.cached == 1 and not (counts.failed or self._screen.verbose):
             return
         words = [f"{counts.executed} executed", f"{counts.cached} cached"]
         if counts.failed:

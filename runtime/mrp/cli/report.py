@@ -1,6 +1,7 @@
 """`mrp report`: a run in Markdown, to be pasted into a pull request."""
 
 import argparse
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,12 +26,8 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     from mrp.runtime.inspect import read_run
     from mrp.runtime.runs import find_run
 
-    view = read_run(find_run(state_folder(find_root()), arguments.run))
-    store = open_store()
-    try:
+    with read_run(find_run(state_folder(find_root()), arguments.run)) as view, closing(open_store()) as store:
         text = markdown(view, store)
-    finally:
-        store.close()
     if screen.json:
         screen.document({"run_id": view.run_id, "markdown": text})
     if arguments.output is not None:
@@ -57,7 +54,7 @@ def markdown(view: "RunView", store: "Store") -> str:
         "| target | actions | executed | outcomes |",
         "|---|---:|---:|---|",
     ]
-    for row in target_json(view, view.lines):
+    for row in target_json(view):
         outcomes = "; ".join(
             f"{kind}: {', '.join(f'{count} {name}' for name, count in sorted(found.items()))}"
             for kind, found in row["outcomes"].items()

@@ -6,11 +6,14 @@ output and nothing else: a build goes on, and the exit code stays what it is.
 
 import os
 import sys
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import TextIO
 
 from mrp.cache.canonical import Json, canonical_text
 from mrp.specs.errors import InfraError
+
+_CHUNK = 2**16
 
 
 class Screen:
@@ -42,21 +45,66 @@ class Screen:
         _write(sys.stderr, text)
 
     def document(self, value: Json) -> None:
-        """The one JSON document of --json."""
-        _write(sys.stdout, canonical_text(_exact(value)))
+        """The one JSON document of --json; an iterator in it is written as an array, as its values come."""
+        chunk: list[str] = []
+        size = 0
+        for part in _parts(value):
+            chunk.append(part)
+            size += len(part)
+            if size >= _CHUNK:
+                _write(sys.stdout, "".join(chunk), end="")
+                chunk, size = [], 0
+        _write(sys.stdout, "".join(chunk))
 
 
-def _write(stream: TextIO, text: str) -> None:
+class Spelled(str):
+    """Canonical JSON text, which stands for its value in a document."""
+
+
+def _parts(value: Json) -> Iterator[str]:
+    """The canonical text of `value`, bit by bit."""
+    if isinstance(value, Spelled):
+        yield value
+    elif isinstance(value, Iterator):
+        separator = "["
+        for item in value:
+            yield separator + (item if isinstance(item, Spelled) else canonical_text(_exact(item)))
+            separator = ","
+        yield "[]" if separator == "[" else "]"
+    elif isinstance(value, dict) and value:
+        separator = "{"
+        for key in sorted(value):
+            yield f"{separator}{canonical_text(key)}:"
+            yield from _parts(value[key])
+            separator = ","
+        yield "}"
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        separator = "["
+        for item in value:
+            yield separator
+            yield from _parts(item)
+            separator = ","
+        yield "]"
+    else:
+        yield canonical_text(_exact(value))
+
+
+def _write(stream: TextIO, text: str, end: str = "\n") -> None:
     try:
-        stream.write(text if text.endswith("\n") else text + "\n")
+        stream.write(text if text.endswith(end) else text + end)
         stream.flush()
-    except BrokenPipeError:
-        _give_up(stream)
     except OSError as error:
-        _give_up(stream)
-        name = "standard output" if stream is sys.stdout else "standard error"
-        reason = (error.strerror or str(error)).lower()
-        raise InfraError(f"cannot write to {name}: {reason}; make room where it goes", retryable=False) from None
+        could_not_write(stream, error)
+
+
+def could_not_write(stream: TextIO, error: OSError) -> None:
+    """What follows when a stream cannot be written to: nothing where its reader went away, else an InfraError."""
+    _give_up(stream)
+    if isinstance(error, BrokenPipeError):
+        return
+    name = "standard output" if stream is sys.stdout else "standard error"
+    reason = (error.strerror or str(error)).lower()
+    raise InfraError(f"cannot write to {name}: {reason}; make room where it goes", retryable=False) from None
 
 
 def _give_up(stream: TextIO) -> None:

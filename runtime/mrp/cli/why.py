@@ -5,7 +5,8 @@ Without --run the question is about now: what changed since the last build of th
 """
 
 import argparse
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,17 +14,23 @@ from mrp.cli.flags import build_options
 from mrp.cli.inspect import split_label
 from mrp.cli.progress import where
 from mrp.cli.screen import Screen
-from mrp.cli.workspace import find_root, open_store, state_folder
+from mrp.cli.workspace import absolute, find_root, open_store, state_folder
 from mrp.specs.errors import UsageError
 
 if TYPE_CHECKING:
     from mrp.cache.store import Store
-    from mrp.runtime.ledger import Ledger, Past
+    from mrp.cli.planning import Planned
+    from mrp.rules.action import Action
+    from mrp.runtime.ledger import Past
     from mrp.runtime.plan_report import PlanReport
-    from mrp.runtime.why import Explainer, Explanation, Identity, Known
+    from mrp.runtime.touched import TargetLedger
+    from mrp.runtime.why import Explanation, Identity, Known
     from mrp.specs.ir import Plan
 
 _SHOWN_ROOTS = 20
+
+MOST_EXPLAINED = 200
+"""Changed actions that are explained; the others are counted."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,25 +43,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known of a label: how many of its items were looked at, and why those that differ do.
+    """What is known of a label: how many of its items were looked at, how many differ, and why the first of them do.
 
     `tense` is "now" for what a build would run, or the id of the run that ran them. `waiting` are targets that must be
     built before the keys of the others are known. `executed` is false when all of it is, or
-    was, in the cache.
+    was, in the cache. `unexplained` counts the actions that differ and are not among the explanations.
     """
 
     tense: str
     looked_at: int
+    changed: int
     explanations: tuple["Explanation", ...]
     waiting: tuple[str, ...] = ()
     executed: bool = True
+    unexplained: int = 0
 
     def roots(self) -> list[str]:
         return list(dict.fromkeys(root for explanation in self.explanations for root in explanation.roots()))
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
-    from mrp.runtime.ledger import Ledger
+    from mrp.runtime.touched import TargetLedger
 
     root = find_root()
     state = state_folder(root)
@@ -62,7 +71,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     never = f"{where(target, item or '')} was never built, so there is nothing to compare; build it first"
     if not (state / "ledger.sqlite").exists():
         raise UsageError(never)
-    ledger = Ledger(state / "ledger.sqlite")
+    ledger = TargetLedger(state / "ledger.sqlite")
     try:
         answer = None
         if arguments.run is None:
@@ -81,6 +90,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
                 "when": answer.tense,
                 "items": answer.looked_at,
                 "changed": [explanation.to_json() for explanation in answer.explanations],
+                "not_explained": answer.unexplained,
                 "waiting_for": list(answer.waiting),
                 "roots": answer.roots(),
             }
@@ -89,60 +99,119 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     return 0
 
 
-def _now(target: str, item: str | None, arguments: argparse.Namespace, root: Path, ledger: "Ledger") -> Answer | None:
+def _now(
+    target: str, item: str | None, arguments: argparse.Namespace, root: Path, ledger: "TargetLedger"
+) -> Answer | None:
     """What a build now would run, compared with the newest that the ledger knows. None: never built before."""
-    from mrp.cli.planning import planned
     from mrp.runtime.origins import Origins
     from mrp.runtime.why import Explainer
 
-    arguments.targets = [target]
-    with planned(build_options(arguments, root)) as known:
-        sides = _Sides(ledger, known.store)
-        identities = _planned_identities(known.report, target, item)
+    seen = _Seen(target, item, ledger)
+    with ExitStack() as stack:
+        known = _planned(target, item, arguments, root, seen, stack)
         waiting = _waiting(known.report, target)
-        built = [identity for identity in identities if ledger.history(*identity)]
-        if not built and not waiting and item is not None:
+        if not seen.built and not waiting and item is not None:
             return None
-
-        def new(identity: "Identity") -> "Known | None":
-            return _planned(known.report, identity) or sides.newest(identity)
-
-        origins = Origins(
-            known.store, known.plan, _plan_of(_newest_run(ledger, built, state_folder(root)), known.store, root)
-        )
-        explainer = Explainer(known.store, sides.newest, new, origins)
-        changed = tuple(
-            explanation for identity in identities if (explanation := explainer.explain(identity)).status != "same"
-        )
+        sides = _Sides(ledger, known.store)
+        newest = _newest(ledger.runs(seen.labels, item), state_folder(root))
+        origins = Origins(known.store, known.plan, _plan_of(newest, known.store, root))
+        explainer = Explainer(known.store, sides.newest, lambda i: seen.planned.get(i) or sides.newest(i), origins)
+        changed = tuple(explainer.explain(identity) for identity in seen.own)
         if waiting and not changed:
-            changed = _upstream(known.report, explainer)
-        decided = [known.report.find(*explanation.identity) for explanation in changed]
-        runs = any(one is None or not one.hit for one in decided)
-        return Answer("now", _items(identities), changed, waiting, executed=runs)
+            # What must be built first.
+            upstream = tuple(explainer.explain(identity) for identity in seen.others)
+            return Answer("now", seen.looked_at, len({one.identity[:2] for one in upstream}), upstream, waiting)
+        unexplained = seen.differing - len(changed)
+        return Answer("now", seen.looked_at, len(seen.items), changed, waiting, seen.executed, unexplained)
 
 
-def _past(target: str, item: str | None, run: str | None, state: Path, ledger: "Ledger") -> Answer | None:
+@dataclass
+class _Seen:
+    """What a plan has of a target and what differs from the ledger's newest, noted action by action.
+
+    `own` are the first that differ of the target itself, `others` the first that must run before them; `planned` is
+    what both are now.
+    """
+
+    target: str
+    item: str | None
+    ledger: "TargetLedger"
+    planned: "dict[Identity, Known]" = field(default_factory=dict)
+    own: "list[Identity]" = field(default_factory=list)
+    others: "list[Identity]" = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    items: set[int] = field(default_factory=set)
+    looked_at: int = 0
+    differing: int = 0
+    built: bool = False
+    executed: bool = False
+
+    def note(self, action: "Action", hit: bool) -> None:
+        from mrp.runtime.why import Known
+
+        identity = action.identity
+        newest = self.ledger.history(*identity)[-1:]
+        is_same = bool(newest) and newest[0].key == action.key
+        known = Known(action.key, action.preimage)
+        if not _is_part(action.label, self.target) or self.item not in (None, action.item):
+            if not is_same and not hit and len(self.others) < MOST_EXPLAINED:
+                self.others.append(identity)
+                self.planned[identity] = known
+            return
+        self.looked_at += identity[2] != "grade"
+        self.built = self.built or bool(newest)
+        if action.label not in self.labels:
+            self.labels.append(action.label)
+        if is_same:
+            return
+        self.differing += 1
+        self.items.add(hash(identity[:2]))
+        self.executed = self.executed or not hit
+        if len(self.own) < MOST_EXPLAINED:
+            self.own.append(identity)
+            self.planned[identity] = known
+
+
+def _planned(
+    target: str, item: str | None, arguments: argparse.Namespace, root: Path, seen: _Seen, stack: ExitStack
+) -> "Planned":
+    """The plan of a target. For an item the others are left out, unless there is no such item any more."""
+    from mrp.cli.planning import planned
+
+    arguments.targets = [target]
+    options = build_options(arguments, root)
+    if item is not None:
+        try:
+            one = replace(options, targets=(absolute(arguments.label, root),))
+            return stack.enter_context(planned(one, lambda store: seen.note))
+        except UsageError:
+            pass
+    return stack.enter_context(planned(options, lambda store: seen.note))
+
+
+def _past(target: str, item: str | None, run: str | None, state: Path, ledger: "TargetLedger") -> Answer | None:
     """Why a run (the newest that changed anything here, when none is named) differs from what was before."""
     from mrp.runtime.origins import Origins
     from mrp.runtime.runs import find_run
     from mrp.runtime.why import Explainer
 
-    identities = _known_identities(ledger, target, item, state)
-    if not identities:
+    labels = _known_labels(target, state)
+    runs = ledger.runs(labels, item)
+    if not runs:
         return None
-    run_id = find_run(state, run).name if run is not None else _newest_run(ledger, identities, state)
+    run_id = find_run(state, run).name if run is not None else _newest(runs, state)
     assert run_id is not None
+    touched = ledger.touched(labels, run_id, MOST_EXPLAINED, item)
     store = open_store()
     try:
         sides = _Sides(ledger, store)
-        older = max((past.run for i in identities for past in ledger.history(*i) if past.run < run_id), default=None)
+        older = max((known for known in runs if known < run_id), default=None)
         origins = Origins(store, _plan_of(run_id, store, state.parent), _plan_of(older, store, state.parent))
         explainer = Explainer(store, lambda i: sides.before(i, run_id), lambda i: sides.until(i, run_id), origins)
-        touched = [i for i in identities if any(past.run == run_id for past in ledger.history(*i))]
-        explanations = tuple(explainer.explain(identity) for identity in touched)
-        changed = tuple(explanation for explanation in explanations if explanation.status != "same")
-        ran = any(past.executed for i in touched for past in ledger.history(*i) if past.run == run_id)
-        return Answer(run_id, _items(identities), changed, executed=ran)
+        explained = tuple(explainer.explain(identity) for identity in touched.first)
+        unexplained = touched.actions - len(explained)
+        explained = tuple(explanation for explanation in explained if explanation.status != "same")
+        return Answer(run_id, ledger.items(labels, item), touched.items, explained, (), touched.executed, unexplained)
     finally:
         store.close()
 
@@ -151,7 +220,7 @@ def _past(target: str, item: str | None, run: str | None, state: Path, ledger: "
 class _Sides:
     """What the ledger knew of an identity at different times."""
 
-    ledger: "Ledger"
+    ledger: "TargetLedger"
     store: "Store"
 
     def newest(self, identity: "Identity") -> "Known | None":
@@ -182,48 +251,20 @@ def _is_part(label: str, target: str) -> bool:
     return label == target or label.startswith(f"{target}@")
 
 
-def _planned_identities(report: "PlanReport", target: str, item: str | None) -> "list[Identity]":
-    return [
-        decided.action.identity
-        for planned in report.targets
-        if _is_part(planned.label, target)
-        for decided in planned.decided
-        if item is None or decided.action.item == item
-    ]
-
-
-def _known_identities(ledger: "Ledger", target: str, item: str | None, state: Path) -> "list[Identity]":
-    return [
-        (label, known, kind)
-        for label in _known_labels(target, state)
-        for known, kind in ledger.identities(label)
-        if item is None or known == item
-    ]
-
-
 def _known_labels(target: str, state: Path) -> list[str]:
     """The target, or the cells that the newest run that built any of it had."""
-    from mrp.runtime.runs import list_runs, read_digests
+    from mrp.runtime.recorded import recorded_actions
+    from mrp.runtime.runs import list_runs
 
     for run in reversed(list_runs(state)):
         try:
-            found = {line.label for line in read_digests(state / "runs" / run) if _is_part(line.label, target)}
+            with recorded_actions(state / "runs" / run) as actions:
+                found = actions.labels(target)
         except UsageError:
             continue
         if found:
-            return sorted(found)
+            return found
     return []
-
-
-def _items(identities: "list[Identity]") -> int:
-    return len({identity[:2] for identity in identities})
-
-
-def _planned(report: "PlanReport", identity: "Identity") -> "Known | None":
-    from mrp.runtime.why import Known
-
-    decided = report.find(*identity)
-    return None if decided is None else Known(decided.action.key, decided.action.preimage)
 
 
 def _waiting(report: "PlanReport", target: str) -> tuple[str, ...]:
@@ -232,16 +273,8 @@ def _waiting(report: "PlanReport", target: str) -> tuple[str, ...]:
     )
 
 
-def _upstream(report: "PlanReport", explainer: "Explainer") -> "tuple[Explanation, ...]":
-    """Why what must be built first must be built."""
-    missing = [decided.action.identity for planned in report.targets for decided in planned.misses]
-    explained = (explainer.explain(identity) for identity in missing)
-    return tuple(explanation for explanation in explained if explanation.status != "same")
-
-
-def _newest_run(ledger: "Ledger", identities: "list[Identity]", state: Path) -> str | None:
-    """The run that last changed any of them, by when its record was written."""
-    runs = {past.run for identity in identities for past in ledger.history(*identity)[-1:]}
+def _newest(runs: set[str], state: Path) -> str | None:
+    """The run whose record was written last."""
     return max(runs, key=lambda run: _written(state / "runs" / run / "run.json"), default=None)
 
 
@@ -256,14 +289,14 @@ def _plan_of(run: str | None, store: "Store", root: Path) -> "Plan | None":
     """The plan of a run, None when the run or its plan is gone."""
     from mrp.cache.digest import Digest
     from mrp.cache.errors import CacheError
+    from mrp.runtime.recorded_plan import read_plan
     from mrp.runtime.runs import read_record
-    from mrp.specs.ir import parse_plan
 
     if run is None:
         return None
     try:
         record = read_record(state_folder(root) / "runs" / run)
-        return parse_plan(store.get_bytes(Digest(record["plan"])))
+        return read_plan(Digest(record["plan"]), store)
     except (UsageError, CacheError, ValueError, KeyError):
         return None
 
@@ -271,9 +304,8 @@ def _plan_of(run: str | None, store: "Store", root: Path) -> "Plan | None":
 def _show(target: str, item: str | None, answer: Answer, screen: Screen) -> None:
     name = where(target, item or "")
     roots = answer.roots()
-    changed = {explanation.identity[:2] for explanation in answer.explanations}
-    own = {identity for identity in changed if _is_part(identity[0], target)}
-    count = len(changed)
+    own = any(_is_part(explanation.identity[0], target) for explanation in answer.explanations)
+    count = answer.changed
     if answer.tense == "now":
         verb = "would run" if answer.executed else "changed, and the cache has the result"
     else:
@@ -298,6 +330,8 @@ def _show(target: str, item: str | None, answer: Answer, screen: Screen) -> None
             screen.answer(f"  {root}")
         if len(roots) > _SHOWN_ROOTS:
             screen.answer(f"  and {len(roots) - _SHOWN_ROOTS} more")
+    if answer.unexplained:
+        screen.answer(f"  {answer.unexplained} further actions changed, for these or other reasons; ask for an item")
     if screen.verbose or item is not None:
         for explanation in answer.explanations:
             _show_chain(explanation, screen, 1)

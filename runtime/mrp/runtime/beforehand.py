@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from mrp.cache.store import Store
-from mrp.rules.dataset import DatasetRule
-from mrp.rules.records import read_index
 from mrp.rules.rule import DatasetValue, RuleContext, Value
 from mrp.runtime.sdk_tree import sdk_tree
 from mrp.runtime.sources import Sources
@@ -15,12 +14,22 @@ from mrp.specs.labels import parse_label
 from mrp.specs.suggest import did_you_mean
 
 
-def read_datasets(plan: Plan, root: Path, store: Store) -> dict[str, Value]:
+def read_datasets(
+    plan: Plan,
+    root: Path,
+    store: Store,
+    known: Mapping[str, Value] = MappingProxyType({}),
+    *,
+    thorough: bool = True,
+) -> dict[str, Value]:
     """The datasets that need no action, by label: files of the workspace at `root`, ranges, and what is `of` those.
 
-    Raises one SpecError with the faults of all of them, so that broken rows refuse the whole build.
+    They are added to the `known` values, which may be asked for. thorough: whether all that the store should hold of
+    records that were read before is looked for; a build need not do so until something turns out to be missing, since
+    most records are of trials that need not run. Raises one SpecError with the faults of all of them, so that broken
+    rows refuse the whole build.
     """
-    values: dict[str, Value] = {}
+    values: dict[str, Value] = dict(known)
     context = RuleContext(
         store=store,
         values=values,
@@ -32,7 +41,9 @@ def read_datasets(plan: Plan, root: Path, store: Store) -> dict[str, Value]:
     for task in plan.tasks:
         if isinstance(task, DatasetTask) and _needs_no_action(task, values):
             try:
-                values[task.label] = DatasetRule(task, context).value()
+                from mrp.rules.dataset import DatasetRule
+
+                values[task.label] = DatasetRule(task, context, thorough=thorough).value()
             except SpecError as error:
                 faults.extend(error.diagnostics)
     if faults:
@@ -45,12 +56,14 @@ def check_items(plan: Plan, datasets: Mapping[str, Value], store: Store) -> None
     tasks = {task.label: task for task in plan.tasks}
     asked: dict[str, list[str]] = {}
     for label in plan.requested:
-        task = tasks[label.partition("[")[0]]
-        if "[" in label and isinstance(task, MapTask):
+        task = tasks[label.partition("[")[0]] if "[" in label else None
+        if isinstance(task, MapTask):
             asked.setdefault(task.over, []).append(label)
     for dataset, labels in asked.items():
         value = datasets.get(dataset)
         if isinstance(value, DatasetValue):
+            from mrp.rules.records import read_index
+
             known = {record.id for record in read_index(value.index, store)}
             for label in labels:
                 record = parse_label(label).record

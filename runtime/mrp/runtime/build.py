@@ -8,6 +8,7 @@ from dataclasses import replace
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mrp.cache.canonical import Json
 from mrp.cache.errors import MissingBlob
@@ -15,16 +16,20 @@ from mrp.cache.filestats import FileDigests
 from mrp.cache.inflight import InFlight
 from mrp.cache.store import Store
 from mrp.rules.rule import RuleContext, Value
-from mrp.runtime import money, runs
+from mrp.runtime import money, runs, trace
+from mrp.runtime.account import Account, lines_by_label
 from mrp.runtime.beforehand import check_items, read_datasets
-from mrp.runtime.coordinator import Account, Coordinator, Settings
+from mrp.runtime.coordinator import Coordinator, Settings
 from mrp.runtime.decide import Demand
 from mrp.runtime.engine.local import LocalEngine
 from mrp.runtime.events import AttemptFailed, EventLog, RunFinished, RunStarted, Warned
 from mrp.runtime.execute import Executor
+from mrp.runtime.host_facts import HostFacts
+from mrp.runtime.incremental import Patch, patch_of
 from mrp.runtime.ledger import Ledger
 from mrp.runtime.options import BuildOptions, cache_root
 from mrp.runtime.outputs import publish
+from mrp.runtime.remember import SETTINGS, Looked, clock_of, looked_at, remember, remember_patched
 from mrp.runtime.report import BuildReport, overall_status, report_groups, report_target
 from mrp.runtime.request import adapted_plan, reported_labels, selection_of
 from mrp.runtime.sandbox.protocol import Backend
@@ -36,7 +41,11 @@ from mrp.runtime.state import state_folder, unwritable
 from mrp.specs.errors import Diagnostic, PolicyError, Span, UsageError
 from mrp.specs.ir import Plan, plan_bytes
 from mrp.specs.labels import parse_label
+from mrp.specs.results import Ref
 from mrp.specs.work import ISOLATION
+
+if TYPE_CHECKING:
+    from mrp.compiler.compile import Compiled
 
 _MOST_PASSES = 8
 """Each pass makes again what a lost or corrupt blob spoiled in the one before."""
@@ -48,8 +57,28 @@ def build(options: BuildOptions) -> BuildReport:
     Raises SpecError, PolicyError or UsageError before anything is executed or written, CacheError when the cache
     cannot be used.
     """
-    with compiled_state(options, to_run=True) as (plan, chosen, store, digests):
-        return run_plan(plan, chosen, store, digests)
+    if options.identity:
+        report = _patched(options)
+        if report is not None:
+            return report
+    began = clock_of(options.root) if options.identity else 0
+    with _compiled(options, to_run=True) as (compiled, chosen, store, digests):
+        looked = looked_at(compiled, began) if options.identity else None
+        return run_plan(compiled.plan, chosen, store, digests, looked=looked)
+
+
+def _patched(options: BuildOptions) -> BuildReport | None:
+    """The build of an edit that touched only sources; None when the workspace must be compiled."""
+    with trace.span("patch"):
+        patch = patch_of(options.root, options.identity)
+    if patch is None:
+        return None
+    chosen = _with_settings(options, patch.settings)
+    try:
+        with open_state(chosen) as (store, digests):
+            return run_plan(patch.plan, chosen, store, digests, patch=patch)
+    except StandingPlanLost:
+        return None
 
 
 @contextmanager
@@ -61,24 +90,30 @@ def compiled_state(
     The cache is opened, and made, only once the plan is whole: what is refused before leaves nothing behind. A plan
     that is only looked at may be for an engine that is not there.
     """
+    with _compiled(options, to_run=to_run) as (compiled, chosen, store, digests):
+        yield compiled.plan, chosen, store, digests
+
+
+@contextmanager
+def _compiled(options: BuildOptions, *, to_run: bool) -> "Iterator[tuple[Compiled, BuildOptions, Store, FileDigests]]":
     from mrp.compiler.compile import compile_workspace
 
     _refuse_other_engines(options)
-    with FileDigests.open(state_folder(options.root) / "files.sqlite") as digests:
-        compiled = compile_workspace(
-            options.root, options.targets, config=options.config, params=options.params, digests=digests
-        )
-        settings = compiled.settings
-        chosen = replace(
-            options,
-            engine=options.engine or settings.engine,
-            sandbox=options.sandbox or settings.sandbox,
-            jobs=options.jobs or settings.jobs,
-        )
+    with FileDigests.open(state_folder(options.root) / "files.digests") as digests:
+        with trace.span("compile"):
+            compiled = compile_workspace(
+                options.root, options.targets, config=options.config, params=options.params, digests=digests
+            )
+        chosen = _with_settings(options, vars(compiled.settings))
         if to_run:
             _refuse_other_engines(chosen)
         with Store.open(options.cache or cache_root()) as store:
-            yield compiled.plan, chosen, store, digests
+            yield compiled, chosen, store, digests
+
+
+def _with_settings(options: BuildOptions, settings: Mapping[str, Any]) -> BuildOptions:
+    """The options with what the chosen configs set where no flag does."""
+    return replace(options, **{name: getattr(options, name) or settings[name] for name in SETTINGS})
 
 
 @contextmanager
@@ -87,21 +122,38 @@ def open_state(options: BuildOptions) -> Iterator[tuple[Store, FileDigests]]:
     _refuse_other_engines(options)
     with (
         Store.open(options.cache or cache_root()) as store,
-        FileDigests.open(state_folder(options.root) / "files.sqlite") as digests,
+        FileDigests.open(state_folder(options.root) / "files.digests") as digests,
     ):
         yield store, digests
 
 
-def run_plan(plan: Plan, options: BuildOptions, store: Store, digests: FileDigests) -> BuildReport:
-    """Run a plan. Raises SpecError, UsageError and PolicyError before anything is executed."""
-    plan = adapted_plan(plan, options)
-    datasets = _read_beforehand(plan, options, store)
+def run_plan(
+    plan: Plan,
+    options: BuildOptions,
+    store: Store,
+    digests: FileDigests,
+    *,
+    looked: Looked | None = None,
+    patch: Patch | None = None,
+) -> BuildReport:
+    """Run a plan. Raises SpecError, UsageError and PolicyError before anything is executed.
+
+    With `looked`, what it comes to is remembered for the next build; a `patch` runs a part of a remembered plan.
+    Raises StandingPlanLost when that part needs what the store has lost; then nothing was executed twice.
+    """
+    if patch is None:
+        plan = adapted_plan(plan, options)
+    with trace.span("read datasets"):
+        datasets = _read_beforehand(plan, options, store, patch.known if patch is not None else {}, thorough=False)
     state = state_folder(options.root)
     runs.sweep_dead_runs(state)
     run = runs.Run(state)
     log = EventLog(run.folder / "events.jsonl", options.on_event)
     try:
-        return _Building(plan, options, store, digests, datasets, run, log).run()
+        return _Building(plan, options, store, digests, datasets, run, log, looked, patch).run()
+    except StandingPlanLost:
+        run.forget()
+        raise
     except OSError as error:
         if error.filename is None:
             raise
@@ -109,6 +161,10 @@ def run_plan(plan: Plan, options: BuildOptions, store: Store, digests: FileDiges
     finally:
         log.close()
         run.close()
+
+
+class StandingPlanLost(Exception):
+    """What an edit does not reach is not whole any more, so that the whole plan must be built."""
 
 
 class _Building:
@@ -123,21 +179,30 @@ class _Building:
         datasets: Mapping[str, Value],
         run: runs.Run,
         log: EventLog,
+        looked: Looked | None,
+        patch: Patch | None,
     ) -> None:
         self._datasets = datasets
-        self._plan, self._options, self._store, self._digests = plan, options, store, digests
+        self._plan, self._options, self._store = plan, options, store
         self._run, self._log = run, log
+        self._looked, self._patch = looked, patch
+        self._facts = HostFacts(digests)
         self._state = state_folder(options.root)
-        self._slots = min(options.jobs or os.cpu_count() or 1, plan.policy.max_workers)
+        # One more than cores, as other build tools have it: a core is never idle while an action is laid out or kept.
+        self._slots = min(options.jobs or (os.cpu_count() or 1) + 1, plan.policy.max_workers)
         self._backend: Backend | None = None
         self._started = time.monotonic()
         self._account = Account()
         self._selection = selection_of(plan, options)
+        self._reported = patch.reported if patch is not None else reported_labels(plan)
 
     def run(self) -> BuildReport:
         requested = self._plan.requested
         self._log.emit(RunStarted(self._run.run_id, requested, self._slots))
-        plan_digest = self._store.put_bytes(plan_bytes(self._plan))
+        if self._patch is not None:
+            plan_digest = self._patch.put_plan(self._store)
+        else:
+            plan_digest = self._store.put_bytes(plan_bytes(self._plan))
         executor = Executor(
             store=self._store,
             workspace=self._options.root,
@@ -150,7 +215,7 @@ class _Building:
             ),
         )
         inflight = InFlight(self._store.root)
-        engine = LocalEngine(self._slots, executor.execute)
+        engine = LocalEngine(self._slots, executor.execute, executor.execute_many)
         self._options.interrupt.listen(lambda level: self._interrupted(level, engine))
         try:
             coordinator = self._passes(engine, inflight)
@@ -195,39 +260,46 @@ class _Building:
                 account=self._account,
             )
             coordinator.run()
-            lost = self._publish(coordinator)
+            with trace.span("publish"):
+                lost = self._publish(coordinator)
             if self._options.interrupt.level or not (coordinator.damaged or lost):
                 return coordinator
+            if self._patch is not None:
+                raise StandingPlanLost
             self._log.emit(Warned("stored data was lost or damaged; what depends on it is made again"))
-            self._datasets = _read_beforehand(self._plan, self._options, self._store)
+            self._datasets = _read_beforehand(self._plan, self._options, self._store, {}, thorough=True)
         if lost is not None:
             raise lost
         return coordinator
 
     def _publish(self, coordinator: Coordinator) -> MissingBlob | None:
         """Show what was asked for under mrp-out; gives what the store turned out to have lost of it."""
-        for label in reported_labels(self._plan):
-            value = coordinator.values.get(label)
+        for label in self._reported:
             try:
-                if value is not None and value.outputs:
-                    publish(self._options.root, label, value.outputs, self._store)
+                outputs = self._outputs(label, coordinator.values)
+                if outputs:
+                    publish(self._options.root, label, outputs, self._store)
             except MissingBlob as error:
                 return error
         return None
 
+    def _outputs(self, label: str, values: Mapping[str, Value]) -> Mapping[str, Ref]:
+        """What must be published of a label; nothing for one that stands and is there."""
+        patch = self._patch
+        if patch is not None and not patch.reaches(label):
+            return patch.outputs(label) if patch.lost else {}
+        value = values.get(label)
+        return value.outputs if value is not None else {}
+
     def _context(self, values: Mapping[str, Value]) -> RuleContext:
-        from mrp.runtime.images.host import describe_host
-
-        def host(toolchain: tuple[str, ...]) -> Json:
-            return describe_host(toolchain, self._digests)
-
         return RuleContext(
             store=self._store,
             values=values,
-            host=host,
+            host=self._facts.describe,
             import_sources=Sources(self._options.root, self._store).bring,
             sdk=cache(lambda: sdk_tree(self._store)),
             selection=self._selection,
+            before=self._patch.before() if self._patch is not None else {},
         )
 
     def _demand(self, label: str) -> Demand:
@@ -249,7 +321,8 @@ class _Building:
             return
         required = self._plan.policy.isolation
         name = self._options.sandbox or "local"
-        self._backend = BACKENDS[name](self._store, self._run.scratch, required)
+        with trace.span("start backend"):
+            self._backend = BACKENDS[name](self._store, self._run.scratch, required)
         achieved = self._backend.isolation
         if ISOLATION.index(achieved) < ISOLATION.index(required):
             message = f"policy asks for isolation {required}, and the {name} backend reaches only {achieved} here"
@@ -262,25 +335,32 @@ class _Building:
         engine.wake()
 
     def _finish(self, coordinator: Coordinator, plan_digest: str) -> BuildReport:
-        failures = self._account.failures
+        failures, patch = self._account.failures, self._patch
         targets = {
-            label: report_target(coordinator.values.get(label), failures.get(label))
-            for label in reported_labels(self._plan)
+            label: patch.report(label)
+            if patch is not None and not patch.reaches(label)
+            else report_target(coordinator.values.get(label), failures.get(label))
+            for label in self._reported
         }
         targets |= report_groups(self._plan, targets)
         interrupted = self._options.interrupt.level > 0
         status, exit_code, reason = overall_status(self._account, targets, interrupted)
-        lines = self._account.lines
-        self._run.write_digests(line for line, _ in lines.values())
+        by_label = lines_by_label(self._account.lines)
+        if patch is not None:
+            patch.keep_lines(by_label, coordinator.values)
+        text = patch.standing.digest_lines() if patch is not None else b"".join(by_label.values())
+        self._run.write_digests(text)
         ledger = Ledger(self._state / "ledger.sqlite")
-        ledger.record(self._run.run_id, lines.values())
+        ledger.record(self._run.run_id, self._account.lines)
         ledger.close()
         failed = self._account.failed if exit_code else ()
         report = BuildReport(
             run_id=self._run.run_id,
             status=status,
-            executed=len(self._account.executed),
-            cached=len(self._account.cached),
+            executed=self._account.lines.executed,
+            cached=len(self._account.lines)
+            - self._account.lines.executed
+            + (patch.standing_actions if patch is not None else 0),
             failed=len(failed),
             targets=targets,
             usd=self._account.usd,
@@ -292,9 +372,23 @@ class _Building:
             reason=reason,
         )
         self._store.commit([])
-        self._run.write_record({**report.to_json(), "plan": plan_digest, "requested": list(self._plan.requested)})
+        record = {**report.to_json(), "plan": plan_digest, "requested": list(self._plan.requested)}
+        sealed = self._run.write_record(record)
         self._log.emit(RunFinished(report.run_id, report.status, report.executed, report.cached, report.failed))
+        if report.status in ("ok", "held"):
+            self._remember(coordinator.values, by_label, report, sealed)
         return report
+
+    def _remember(
+        self, values: Mapping[str, Value], lines: Mapping[str, bytes], report: BuildReport, record: Mapping[str, Json]
+    ) -> None:
+        root, store = self._options.root, self._store
+        if self._patch is not None:
+            self._patch.keep(values)
+            remember_patched(root, self._patch.snapshot, self._patch.standing, report, record, store)
+        elif self._looked is not None:
+            identity = self._options.identity
+            remember(root, identity, self._looked, self._plan, values, lines, report, record, self._facts, store)
 
 
 def _refuse_other_engines(options: BuildOptions) -> None:
@@ -304,14 +398,18 @@ def _refuse_other_engines(options: BuildOptions) -> None:
         raise UsageError(f"the sandbox backend {options.sandbox} is not part of this version; use --sandbox local")
 
 
-def _read_beforehand(plan: Plan, options: BuildOptions, store: Store) -> dict[str, Value]:
-    """The datasets that need no action, once the items that were asked for are known to be among them.
+def _read_beforehand(
+    plan: Plan, options: BuildOptions, store: Store, known: Mapping[str, Value], *, thorough: bool
+) -> dict[str, Value]:
+    """The values that are `known` and the datasets that need no action, once the items asked for are among them.
+
+    thorough: as mrp.runtime.beforehand.read_datasets, which a first pass need not be.
 
     What is found damaged on the way is put aside by the store, so the next attempt makes it again.
     """
     for attempt in range(_MOST_PASSES):
         try:
-            datasets = read_datasets(plan, options.root, store)
+            datasets = read_datasets(plan, options.root, store, known, thorough=thorough)
             check_items(plan, datasets, store)
             return datasets
         except MissingBlob:

@@ -1,10 +1,16 @@
-"""Two runs compared action by action: the first that differs, in the order in which the plan builds."""
+"""Two runs compared action by action: what differs, in the order in which the plan builds.
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+Both sides are sorted alike, so they are merged: lines that are equal as bytes are passed by, and only the others are
+parsed. Of those that differ only their places in the two files are kept.
+"""
+
+from array import array
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from mrp.cache.canonical import Json
+from mrp.runtime.recorded import Line, Place, Recorded
 from mrp.runtime.runs import DigestLine
 
 
@@ -26,7 +32,9 @@ MEANING = {
     Kind.ONLY_NEW: "only in the second run",
 }
 
+_KINDS = tuple(Kind)
 _IN_ITEM = ("trial", "grade")
+_ABSENT = -1
 
 
 @dataclass(frozen=True)
@@ -58,45 +66,129 @@ class Divergence:
 
 @dataclass(frozen=True)
 class DiffReport:
-    """`divergences` in build order, so the first one is where the runs part; `same` counts equal actions."""
+    """What differs between two files, which must stay open while the divergences are asked for.
 
-    divergences: tuple[Divergence, ...]
+    `same` counts equal actions, `counts` the others by how they differ.
+    """
+
+    old: Recorded
+    new: Recorded
     same: int
+    counts: dict[Kind, int]
+    _places: "list[array[int]]"
 
     @property
     def first(self) -> Divergence | None:
-        return self.divergences[0] if self.divergences else None
+        """Where the runs part: the first divergence in build order."""
+        return next(self.divergences(), None)
 
-    def of_kind(self, kind: Kind) -> list[Divergence]:
-        return [divergence for divergence in self.divergences if divergence.kind is kind]
+    @property
+    def differing(self) -> int:
+        return sum(self.counts.values())
 
-    def to_json(self) -> Json:
+    def divergences(self, kind: Kind | None = None) -> Iterator[Divergence]:
+        """All in build order, or those of one kind, one at a time."""
+        for places in self._places:
+            for start in range(0, len(places), 3):
+                number, old, new = places[start : start + 3]
+                if kind is None or _KINDS[number] is kind:
+                    yield Divergence(_KINDS[number], _line_at(self.old, old), _line_at(self.new, new))
+
+    def to_json(self) -> dict[str, Json]:
+        """With an iterator of all divergences."""
+        first = self.first
         return {
             "same": self.same,
-            "counts": {kind.value: len(self.of_kind(kind)) for kind in Kind},
-            "first": None if self.first is None else self.first.to_json(),
-            "divergences": [divergence.to_json() for divergence in self.divergences],
+            "counts": {kind.value: number for kind, number in self.counts.items()},
+            "first": None if first is None else first.to_json(),
+            "divergences": (divergence.to_json() for divergence in self.divergences()),
         }
 
 
-def diff_runs(old: Iterable[DigestLine], new: Iterable[DigestLine], order: Sequence[str]) -> DiffReport:
-    """Pair actions by (label, item, kind). `order` is the labels in dependency order; others come last, by name."""
+def diff_runs(old: Recorded, new: Recorded, order: Sequence[str], leave_out: Collection[str] = ()) -> DiffReport:
+    """Pair actions by (label, item, kind), those of a kind in `leave_out` apart.
+
+    `order` is the labels in dependency order; others come last, by name.
+    """
+    merge = _Merge(old, new, frozenset(kind.encode() for kind in leave_out))
+    merge.run()
     position = {label: index for index, label in enumerate(order)}
-    before = {(line.label, line.item, line.kind): line for line in old}
-    after = {(line.label, line.item, line.kind): line for line in new}
-    found = []
-    same = 0
-    for identity in before.keys() | after.keys():
-        kind = _compare(before.get(identity), after.get(identity))
+    last = len(position)
+    labels = sorted(merge.found, key=lambda label: (position.get(label.decode(), last), label))
+    return DiffReport(old, new, merge.same, merge.counts, [merge.found[label] for label in labels])
+
+
+@dataclass
+class _Merge:
+    """`found` has three numbers for each divergence: its kind, and its offsets in the old and the new file."""
+
+    old: Recorded
+    new: Recorded
+    leave_out: frozenset[bytes]
+    same: int = 0
+    counts: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(Kind, 0))
+    found: "dict[bytes, array[int]]" = field(default_factory=dict)
+    _item: list[tuple[Place, Kind, int, int]] = field(default_factory=list)
+
+    def run(self) -> None:
+        left, right = _Side(self.old), _Side(self.new)
+        while left.raw is not None or right.raw is not None:
+            if left.raw == right.raw and not self.leave_out:
+                self.same += 1
+                left.advance()
+                right.advance()
+                continue
+            old, new = left.line(), right.line()
+            place = min(line.place for line in (old, new) if line is not None)
+            old = old if old is not None and old.place == place else None
+            new = new if new is not None and new.place == place else None
+            if place.kind not in self.leave_out:
+                self._compare(place, old, left.offset, new, right.offset)
+            if old is not None:
+                left.advance()
+            if new is not None:
+                right.advance()
+        self._end_item()
+
+    def _compare(self, place: Place, old: Line | None, left: int, new: Line | None, right: int) -> None:
+        kind = _kind(old, new)
         if kind is None:
-            same += 1
-        else:
-            found.append(Divergence(kind, before.get(identity), after.get(identity)))
-    found.sort(key=lambda divergence: _rank(divergence, position))
-    return DiffReport(tuple(found), same)
+            self.same += 1
+            return
+        self.counts[kind] += 1
+        if self._item and self._item[0][0][:2] != place[:2]:
+            self._end_item()
+        self._item.append((place, kind, _ABSENT if old is None else left, _ABSENT if new is None else right))
+
+    def _end_item(self) -> None:
+        """Take over the actions of one item, in the order in which they are made."""
+        for place, kind, left, right in sorted(self._item, key=lambda found: _rank(found[0])):
+            self.found.setdefault(place.label, array("q")).extend((_KINDS.index(kind), left, right))
+        self._item.clear()
 
 
-def _compare(old: DigestLine | None, new: DigestLine | None) -> Kind | None:
+class _Side:
+    """The line that a file is at, parsed at most once; `raw` is None behind the last one."""
+
+    def __init__(self, recorded: Recorded) -> None:
+        self._recorded = recorded
+        self._lines = recorded.raw()
+        self._line: Line | None = None
+        self.raw: bytes | None = None
+        self.offset = 0
+        self.advance()
+
+    def advance(self) -> None:
+        self.offset, self.raw = next(self._lines, (self.offset, None))
+        self._line = None
+
+    def line(self) -> Line | None:
+        if self._line is None and self.raw is not None:
+            self._line = self._recorded.line(self.raw)
+        return self._line
+
+
+def _kind(old: Line | None, new: Line | None) -> Kind | None:
     if old is None:
         return Kind.ONLY_NEW
     if new is None:
@@ -106,7 +198,10 @@ def _compare(old: DigestLine | None, new: DigestLine | None) -> Kind | None:
     return Kind.CUTOFF if old.result == new.result else Kind.KEY
 
 
-def _rank(divergence: Divergence, position: dict[str, int]) -> tuple[int, str, str, int, str]:
-    label, item, kind = divergence.identity
-    within = _IN_ITEM.index(kind) if kind in _IN_ITEM else -1
-    return position.get(label, len(position)), label, item, within, kind
+def _rank(place: Place) -> tuple[int, bytes]:
+    kind = place.kind.decode()
+    return _IN_ITEM.index(kind) if kind in _IN_ITEM else -1, place.kind
+
+
+def _line_at(recorded: Recorded, offset: int) -> DigestLine | None:
+    return None if offset == _ABSENT else recorded.parse(recorded.at(offset))

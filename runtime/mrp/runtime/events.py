@@ -5,13 +5,17 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
-from mrp.cache.canonical import Json, canonical_text
+from mrp.cache.canonical import Json, canonical_text, number_text, quoted
 from mrp.runtime.state import explained
+from mrp.specs.errors import InfraError
+
+_MOST_HELD = 1000
+"""Lines that the log holds back before it writes them in any case."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class TaskFinished:
     reason: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ItemStarted:
     label: str
     item: str
@@ -47,7 +51,7 @@ class ItemStarted:
     key: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ItemFinished:
     """An action came to an end. `cached` ones were not executed."""
 
@@ -87,6 +91,11 @@ class Draining:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """Nothing more happens until an action ends: a log writes what it holds. It is neither logged nor handed on."""
+
+
+@dataclass(frozen=True)
 class RunFinished:
     run_id: str
     status: str
@@ -104,6 +113,7 @@ Event: TypeAlias = (
     | AttemptFailed
     | Warned
     | Draining
+    | Waiting
     | RunFinished
 )
 
@@ -117,35 +127,66 @@ def event_json(event: Event) -> Json:
     return plain
 
 
-@dataclass
+def event_line(event: Event, at: str) -> str:
+    """A line of events.jsonl: the event in canonical JSON with `at`, seconds since the epoch as decimal text."""
+    if type(event) is ItemStarted:
+        return (
+            f'{{"at":{at},"item":{quoted(event.item)},"key":{quoted(event.key)},"kind":{quoted(event.kind)}'
+            f',"label":{quoted(event.label)},"reason":{quoted(event.reason)},"type":"ItemStarted"}}'
+        )
+    if type(event) is ItemFinished:
+        return (
+            f'{{"at":{at},"cached":{"true" if event.cached else "false"},"item":{quoted(event.item)}'
+            f',"key":{quoted(event.key)},"kind":{quoted(event.kind)},"label":{quoted(event.label)}'
+            f',"outcome":{quoted(event.outcome)},"reason":{quoted(event.reason)},"type":"ItemFinished"'
+            f',"usd":{number_text(event.usd)},"wall_s":{number_text(event.wall_s)}}}'
+        )
+    return canonical_text({**event_json(event), "at": Decimal(at)})
+
+
 class EventLog:
     """Appends events to a file, one JSON line each with the time, and hands them to a listener.
 
-    Cached items are handed on but not logged: digests.jsonl names them all. What cannot be written is an InfraError:
-    a build that cannot say what it does must not go on.
+    Cached items are handed on but not logged: digests.jsonl names them all. The starts and ends of items are held until
+    the coordinator waits, or something else happens, and are then written at once. What cannot be written is an
+    InfraError: a build that cannot say what it does must not go on.
     """
 
-    path: Path
-    listener: Callable[[Event], None] = field(default=lambda _: None)
-
-    def __post_init__(self) -> None:
-        with explained(self.path):
-            self._file = self.path.open("a", encoding="utf-8")
+    def __init__(self, path: Path, listener: Callable[[Event], None] = lambda _: None) -> None:
+        self.path, self.listener = path, listener
+        with explained(path):
+            self._file = path.open("a", encoding="utf-8")
         self._lock = threading.Lock()
+        self._held: list[str] = []
 
     def emit(self, event: Event) -> None:
         """Log and hand on one event. Raises InfraError."""
+        if isinstance(event, Waiting):
+            if self._held:
+                with self._lock:
+                    self._write()
+            return
+        is_item = isinstance(event, ItemStarted | ItemFinished)
         if not (isinstance(event, ItemFinished) and event.cached):
-            line = canonical_text({"at": Decimal(str(round(time.time(), 3))), **event_json(event)})
-            with self._lock, explained(self.path):
-                self._file.write(line + "\n")
-                self._file.flush()
+            line = event_line(event, f"{time.time():.3f}".rstrip("0").rstrip("."))
+            with self._lock:
+                self._held.append(line)
+                if not is_item or len(self._held) >= _MOST_HELD:
+                    self._write()
         self.listener(event)
 
     def close(self) -> None:
         # What could not be written was said when it was emitted.
+        with suppress(OSError, InfraError), self._lock:
+            self._write()
         with suppress(OSError):
             self._file.close()
+
+    def _write(self) -> None:
+        with explained(self.path):
+            self._file.write("".join([f"{line}\n" for line in self._held]))
+            self._held.clear()
+            self._file.flush()
 
 
 def read_events(path: Path) -> list[dict[str, Json]]:

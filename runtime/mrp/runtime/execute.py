@@ -1,10 +1,11 @@
 """Carrying out one action: the only place that knows which work needs a sandbox, the network or a sink."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
+from typing import cast
 
 from mrp.cache.canonical import Json
 from mrp.cache.digest import Digest
@@ -19,7 +20,7 @@ from mrp.runtime.secret_values import Secrets
 from mrp.runtime.state import unwritable
 from mrp.specs.errors import BuildFailed, InfraError, MrpError
 from mrp.specs.results import Byproducts, Outcome, Ref, Result, Usage
-from mrp.specs.work import ENGINE
+from mrp.specs.work import ENGINE, Completed, Process
 
 _LONGEST_WAIT = 5.0
 
@@ -53,22 +54,26 @@ class Executor:
     cancelled: Callable[[], bool]
     on_failure: Callable[[Action, int, str], None]
 
-    def execute(self, action: Action) -> Executed:
-        """Try until there is a result or no retry is left. Raises only what `on_failure` does."""
+    def execute(self, action: Action, first: Callable[[], Attempt] | None = None) -> Executed:
+        """Try until there is a result or no retry is left. Raises only what `on_failure` does.
+
+        `first` gives what came of the first attempt, when that was made elsewhere, or raises why it came to nothing.
+        """
         failures: list[str] = []
         started = time.monotonic()
         while True:
-            if self.cancelled():
-                return Executed(action, Outcome.CANCELLED, None, "the build was stopped", tuple(failures))
+            if first is None and self.cancelled():
+                return _stopped(action, failures)
             try:
-                attempt = self._once(action)
+                attempt = first() if first is not None else self._once(action)
             except Cancelled:
-                return Executed(action, Outcome.CANCELLED, None, "the build was stopped", tuple(failures))
+                return _stopped(action, failures)
             except InfraError as error:
                 failures.append(str(error))
                 self.on_failure(action, len(failures), str(error))
                 if not error.retryable or len(failures) > action.retries:
                     return Executed(action, Outcome.INFRA_ERROR, None, str(error), tuple(failures))
+                first = None
                 time.sleep(min(_LONGEST_WAIT, 0.1 * 2 ** len(failures)))
             except CacheError as error:
                 damaged = isinstance(error, MissingBlob)
@@ -84,22 +89,86 @@ class Executor:
             else:
                 return self._finish(action, attempt, failures, started)
 
+    def execute_many(
+        self,
+        actions: Sequence[Action],
+        finished: Callable[[Executed], None],
+        returned: Callable[[Sequence[Action]], None] | None,
+    ) -> None:
+        """Execute actions one after the other, as many as can together; `finished` gets each as soon as it ended.
+
+        What has not begun behind one that takes long goes to `returned`, unless that is None. Raises as `execute`.
+        """
+        together = 0
+        while together < len(actions) and may_share(actions[together]):
+            together += 1
+        if together > 1:
+            together = self._together(actions[:together], actions[together:], finished, returned)
+        else:
+            together = 0
+        for action in actions[together:]:
+            finished(self.execute(action))
+
+    def _together(
+        self,
+        actions: Sequence[Action],
+        others: Sequence[Action],
+        finished: Callable[[Executed], None],
+        returned: Callable[[Sequence[Action]], None] | None,
+    ) -> int:
+        """Execute the first of `actions` by one call of the backend; gives how many of all need nothing more."""
+        works = [cast("ProcessWork", action.work) for action in actions]
+        ended, given_back = 0, len(actions)
+
+        def conclude(number: int, came: Completed | InfraError | Cancelled) -> None:
+            nonlocal ended
+            ended = number + 1
+            action, work = actions[number], works[number]
+
+            def first() -> Attempt:
+                if not isinstance(came, Completed):
+                    raise came
+                return work.conclude(came, self.store)
+
+            finished(self.execute(action, first))
+
+        def give_back(number: int) -> None:
+            nonlocal given_back
+            given_back = number
+            assert returned is not None
+            returned([*actions[number:], *others])
+
+        try:
+            taken = self.backend().run_many(
+                [work.process for work in works],
+                tags=[_tag(action) for action in actions],
+                finished=conclude,
+                returned=give_back if returned is not None else None,
+            )
+        except Cancelled:
+            for number in range(ended, given_back):
+                conclude(number, Cancelled())
+            taken = len(actions)
+        return len(actions) + len(others) if given_back < len(actions) else taken
+
     def _finish(self, action: Action, attempt: Attempt, failures: list[str], started: float) -> Executed:
-        wall = Decimal(str(round(time.monotonic() - started, 3)))
-        usage = replace(attempt.byproducts.usage, usd=action.usd, tokens=action.tokens)
-        if not usage.wall_s:
-            usage = replace(usage, wall_s=wall)
-        byproducts = replace(attempt.byproducts, attempt=len(failures) + 1, usage=usage)
-        attempt = Attempt(attempt.result, byproducts)
+        byproducts = attempt.byproducts
+        usage = byproducts.usage
+        if action.usd or action.tokens or not usage.wall_s:
+            wall = usage.wall_s or Decimal(f"{time.monotonic() - started:.3f}")
+            usage = replace(usage, usd=action.usd, tokens=action.tokens, wall_s=wall)
+        if failures or usage is not byproducts.usage:
+            byproducts = replace(byproducts, attempt=len(failures) + 1, usage=usage)
+            attempt = Attempt(attempt.result, byproducts)
         return Executed(action, attempt.result.outcome, attempt, byproducts.reason, tuple(failures), usage)
 
     def _once(self, action: Action) -> Attempt:
         work = action.work
-        if isinstance(work, ProcessWork):
-            values = self.secrets.values(work.process.box.secrets)
-            tag = f"{action.label}[{action.item}]" if action.item else action.label
-            completed = self.backend().run(work.process, secrets=values, tag=tag)
-            return work.conclude(completed, self.store)
+        process = _process_of(work)
+        if process is not None:
+            values = self.secrets.values(process.box.secrets)
+            completed = self.backend().run(process, secrets=values, tag=_tag(action))
+            return cast("ProcessWork", work).conclude(completed, self.store)
         if isinstance(work, EngineWork):
             return work.perform(self.store)
         if isinstance(work, MakeImage):
@@ -147,3 +216,23 @@ class Executor:
         # Whether the sink held it already says something of this machine, and nothing of the content.
         byproducts = Byproducts(isolation=ENGINE, metrics={"status": outcome.status})
         return Attempt(Result(Outcome.OK, values={"content": outcome.digest}), byproducts)
+
+
+def may_share(action: Action) -> bool:
+    """Whether an action may be executed together with others like it."""
+    process = _process_of(action.work)
+    return process is not None and process.pure and not process.box.secrets
+
+
+def _process_of(work: object) -> Process | None:
+    """The process of a ProcessWork; asked for by name, since checking a protocol takes longer than some items."""
+    process = getattr(work, "process", None)
+    return process if isinstance(process, Process) else None
+
+
+def _tag(action: Action) -> str:
+    return f"{action.label}[{action.item}]" if action.item else action.label
+
+
+def _stopped(action: Action, failures: Sequence[str]) -> Executed:
+    return Executed(action, Outcome.CANCELLED, None, "the build was stopped", tuple(failures))

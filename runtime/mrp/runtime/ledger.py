@@ -6,9 +6,10 @@ checksum; one that does not match it is not told to anyone.
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,12 @@ from mrp.specs.errors import InfraError
 
 _T = TypeVar("_T")
 
+_Line = tuple[DigestLine, bool]
+
 _WAIT_SECONDS = 30
+
+_LABELS, _LINES = 500, 5000
+"""Labels, or lines, that are looked up together."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS history (
@@ -71,10 +77,13 @@ class Ledger:
         self._database: sqlite3.Connection | None = None
         self._mended(lambda database: None)
 
-    def record(self, run: str, lines: Iterable[tuple[DigestLine, bool]]) -> int:
-        """Add the (line, executed) pairs whose key or result differs from the newest row; returns how many."""
-        lines = list(lines)
-        return self._mended(lambda database: _record(database, run, lines))
+    def record(self, run: str, lines: Iterable[_Line]) -> int:
+        """Add the (line, executed) pairs whose key or result differs from the newest row; returns how many.
+
+        Where they can be gone through more than once, and are sorted, they need not all be in memory.
+        """
+        again = list(lines) if isinstance(lines, Iterator) else lines
+        return self._mended(lambda database: _record(database, run, again))
 
     def history(self, label: str, item: str, kind: str) -> list[Past]:
         """All that an identity has been, oldest first."""
@@ -142,39 +151,52 @@ class Ledger:
 _FAILURES = (sqlite3.Error, UnicodeDecodeError)
 
 
-def _record(database: sqlite3.Connection, run: str, lines: list[tuple[DigestLine, bool]]) -> int:
+def _record(database: sqlite3.Connection, run: str, lines: Iterable[_Line]) -> int:
+    before = database.total_changes
     database.execute("BEGIN IMMEDIATE")
     try:
-        newest = _newest(database, {line.label for line, _ in lines})
-        rows = [
-            (line.label, line.item, line.kind, run, line.key, line.result, line.outcome, int(executed))
-            for line, executed in lines
-            if newest.get((line.label, line.item, line.kind)) != (line.key, line.result)
-        ]
-        database.executemany(
-            f"INSERT INTO history ({_COLUMNS}, checksum) VALUES (?,?,?,?,?,?,?,?,?)",
-            [(*row, _checksum(row)) for row in rows],
-        )
+        for batch in _batches(lines):
+            newest = _newest(database, {line.label for line, _ in batch})
+            changed = (
+                (line.label, line.item, line.kind, run, line.key, line.result, line.outcome, int(executed))
+                for line, executed in batch
+                if newest.get((line.label, line.item, line.kind)) != (line.key, line.result)
+            )
+            database.executemany(
+                f"INSERT INTO history ({_COLUMNS}, checksum) VALUES (?,?,?,?,?,?,?,?,?)",
+                ((*row, _checksum(row)) for row in changed),
+            )
         database.execute("COMMIT")
     except BaseException:
         if database.in_transaction:
             with suppress(sqlite3.Error):
                 database.execute("ROLLBACK")
         raise
-    return len(rows)
+    return database.total_changes - before
+
+
+def _batches(lines: Iterable[_Line]) -> Iterator[list[_Line]]:
+    """The lines of many labels at a time, since each batch is one question; a label is in one batch where it can be."""
+    batch: list[_Line] = []
+    labels = 0
+    for _, group in groupby(lines, key=lambda pair: pair[0].label):
+        batch.extend(group)
+        labels += 1
+        if labels >= _LABELS or len(batch) >= _LINES:
+            yield batch
+            batch, labels = [], 0
+    if batch:
+        yield batch
 
 
 def _newest(database: sqlite3.Connection, labels: set[str]) -> dict[tuple[str, str, str], tuple[str, str]]:
-    newest: dict[tuple[str, str, str], tuple[str, str]] = {}
-    for label in labels:
-        rows = database.execute(
-            "SELECT item, kind, key, result FROM history WHERE sequence IN"
-            " (SELECT max(sequence) FROM history WHERE label = ? GROUP BY item, kind)",
-            (label,),
-        )
-        for item, kind, key, result in rows:
-            newest[label, item, kind] = (key, result)
-    return newest
+    places = ",".join("?" * len(labels))
+    rows = database.execute(
+        "SELECT label, item, kind, key, result FROM history WHERE sequence IN"
+        f" (SELECT max(sequence) FROM history WHERE label IN ({places}) GROUP BY label, item, kind)",
+        tuple(labels),
+    )
+    return {(label, item, kind): (key, result) for label, item, kind, key, result in rows}
 
 
 def _checksum(row: tuple[Any, ...]) -> bytes | None:

@@ -1,7 +1,7 @@
 """Two stored descriptions compared down to what differs: fields, files of trees, rows of JSON lines, lines of text.
 
 A description is JSON whose strings may be digests of further descriptions, trees or blobs in the store. Equal digests
-are equal content, so only what differs is opened.
+are equal content, so only what differs is opened. Of long JSON lines only those are parsed that the other side lacks.
 """
 
 import json
@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple, Protocol
+from itertools import islice
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
 
 from mrp.cache.canonical import Json, canonical_text
 from mrp.cache.digest import Digest
@@ -18,6 +19,8 @@ from mrp.cache.store import Entry
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _MAX_OPENED = 64 * 2**20
+_LONG = 2**20
+_MAX_ROWS = 1000
 _MAX_TEXT = 2**20
 _MAX_DEPTH = 40
 _MAX_SHOWN = 100
@@ -29,6 +32,8 @@ class Reading(Protocol):
     def get_bytes(self, digest: Digest) -> bytes: ...
 
     def size(self, digest: Digest) -> int: ...
+
+    def open_blob(self, digest: Digest) -> BinaryIO: ...
 
     def read_tree(self, digest: Digest) -> dict[str, Entry]: ...
 
@@ -134,6 +139,11 @@ class _Comparison:
                 yield from self._blobs(below, left.digest, right.digest)
 
     def _blobs(self, steps: tuple[Step, ...], old: Digest, new: Digest) -> Iterator[Change]:
+        if self._are_long(old, new):
+            apart = self._rows_apart(old, new)
+            if apart is not None:
+                yield from self._some_rows(steps, *apart)
+                return
         left, right = self._bytes(old), self._bytes(new)
         if left is None or right is None:
             yield Change(steps, old[:12], new[:12], old, new, "its content is no longer in the cache")
@@ -147,6 +157,50 @@ class _Comparison:
             yield from self.values(steps, old_value, new_value)
         else:
             yield Change(steps, old[:12], new[:12], old, new, _first_difference(left, right))
+
+    def _some_rows(
+        self, steps: tuple[Step, ...], old: dict[str, Json], new: dict[str, Json], more: int
+    ) -> Iterator[Change]:
+        if more:
+            # What only one side has may stand among those that were left out of the other.
+            both = old.keys() & new.keys()
+            more += len(old.keys() | new.keys()) - len(both)
+            old, new = ({name: rows[name] for name in both} for rows in (old, new))
+        yield from self._objects(steps, "row", old, new)
+        if more:
+            yield Change(steps, None, None, detail=f"{more} more rows differ")
+
+    def _are_long(self, old: Digest, new: Digest) -> bool:
+        try:
+            return min(self.store.size(old), self.store.size(new)) > _LONG
+        except CacheError:
+            return False
+
+    def _rows_apart(self, old: Digest, new: Digest) -> tuple[dict[str, Json], dict[str, Json], int] | None:
+        """The rows of each side that the other has not, and how many were left out; None when they are no rows."""
+        try:
+            if not (self._begins_with_row(old) and self._begins_with_row(new)):
+                return None
+            left, left_more = self._rows_without(old, self._hashes(new))
+            right, right_more = self._rows_without(new, self._hashes(old))
+        except (CacheError, ValueError, ArithmeticError, RecursionError, KeyError, TypeError, AttributeError):
+            return None
+        return left, right, max(left_more, right_more)
+
+    def _begins_with_row(self, digest: Digest) -> bool:
+        with self.store.open_blob(digest) as lines:
+            first = lines.readline(_MAX_TEXT)
+        return first[:1] == b"{" and bool(_row_name(json.loads(first, parse_float=Decimal)))
+
+    def _hashes(self, digest: Digest) -> set[int]:
+        with self.store.open_blob(digest) as lines:
+            return {hash(line) for line in lines}
+
+    def _rows_without(self, digest: Digest, others: set[int]) -> tuple[dict[str, Json], int]:
+        with self.store.open_blob(digest) as lines:
+            apart = (line for line in lines if hash(line) not in others)
+            rows = [json.loads(line, parse_float=Decimal) for line in islice(apart, _MAX_ROWS)]
+            return {_row_name(row): row for row in rows}, sum(1 for _ in apart)
 
     def _tree(self, digest: Digest) -> dict[str, Entry] | None:
         try:

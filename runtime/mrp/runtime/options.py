@@ -12,7 +12,11 @@ from mrp.runtime.interrupt import Interrupt
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a build is asked for; see DESIGN's flags. `cache` is the cache's folder, `root` the workspace."""
+    """What a build is asked for; see DESIGN's flags. `cache` is the cache's folder, `root` the workspace.
+
+    `identity` are the words that ask for it, under which it is remembered for the next build; empty for one that asks
+    for a part, for something anew, or in another way than by words.
+    """
 
     root: Path
     targets: tuple[str, ...] = ()
@@ -30,6 +34,7 @@ class BuildOptions:
     fail_fast: bool = False
     offline: bool = False
     produce: bool = True
+    identity: tuple[str, ...] = ()
     on_event: Callable[[Event], None] = lambda _: None
     interrupt: Interrupt = field(default_factory=Interrupt)
 

@@ -36,6 +36,18 @@ def publish(workspace: Path, label: str, outputs: Mapping[str, Ref], store: Stor
     the links cannot be made, MissingBlob when the store lost what they lead to.
     """
     folder = output_folder(workspace, label)
+    wanted = output_links(outputs, store)
+    with locked(state_folder(workspace) / "publish.lock"), explained(folder):
+        (workspace / FOLDER).mkdir(exist_ok=True)
+        _make_folder(folder, workspace / FOLDER)
+        for name, target in wanted.items():
+            _link(folder / name, target, folder)
+        _remove_others(folder, wanted, workspace)
+    return folder
+
+
+def output_links(outputs: Mapping[str, Ref], store: Store) -> dict[str, str]:
+    """What stands below a label's folder: the path of each link, and where it leads. Raises MissingBlob."""
     wanted: dict[str, str] = {}
     for name, ref in outputs.items():
         if ref.kind == "blob":
@@ -46,13 +58,7 @@ def publish(workspace: Path, label: str, outputs: Mapping[str, Ref], store: Stor
                 wanted[f"{name}/{path}"] = str(store.blob_path(entry.digest))
             elif entry.target is not None:
                 wanted[f"{name}/{path}"] = entry.target
-    with locked(state_folder(workspace) / "publish.lock"), explained(folder):
-        (workspace / FOLDER).mkdir(exist_ok=True)
-        _make_folder(folder, workspace / FOLDER)
-        for name, target in wanted.items():
-            _link(folder / name, target, folder)
-        _remove_others(folder, wanted, workspace)
-    return folder
+    return wanted
 
 
 def _make_folder(path: Path, top: Path) -> None:

@@ -22,24 +22,28 @@ _BATCH = 512
 
 
 @dataclass(frozen=True)
-class Decided:
-    """One action whose key is known. `reason` is "" for a hit, else why it must run."""
+class Miss:
+    """An action that must run, and why."""
 
-    action: Action
-    hit: bool
-    reason: str = ""
+    item: str
+    kind: str
+    key: str
+    reason: str
+    usd: Decimal
 
 
 @dataclass
 class TargetPlan:
     """What is known of one target. `until` names the targets that must be built before anything here is known.
 
-    `grades` counts those that are known only after their trials. `unknown` counts the trials whose keys are unknown,
-    None when not even their number is known. `refused` is why the target cannot be built at all.
+    `hits` counts the actions that the cache answers for. `grades` counts those that are known only after their
+    trials. `unknown` counts the trials whose keys are unknown, None when not even their number is known. `refused` is
+    why the target cannot be built at all.
     """
 
     label: str
-    decided: list[Decided] = field(default_factory=list)
+    hits: int = 0
+    misses: list[Miss] = field(default_factory=list)
     grades: int = 0
     until: tuple[str, ...] = ()
     unknown: int | None = 0
@@ -47,20 +51,16 @@ class TargetPlan:
     refused: str = ""
 
     @property
-    def hits(self) -> int:
-        return sum(decided.hit for decided in self.decided)
-
-    @property
-    def misses(self) -> list[Decided]:
-        return [decided for decided in self.decided if not decided.hit]
+    def known(self) -> int:
+        """How many actions there are whose keys are known."""
+        return self.hits + len(self.misses)
 
     def to_json(self) -> Json:
         return {
             "label": self.label,
             "hit": self.hits,
             "miss": [
-                {"item": d.action.item, "kind": d.action.kind.value, "key": d.action.key, "reason": d.reason}
-                for d in self.misses
+                {"item": miss.item, "kind": miss.kind, "key": miss.key, "reason": miss.reason} for miss in self.misses
             ],
             "unknown_grades": self.grades,
             "unknown_until": list(self.until),
@@ -76,17 +76,8 @@ class PlanReport:
     targets: tuple[TargetPlan, ...]
     usd: tuple[Decimal, Decimal | None]
 
-    def find(self, label: str, item: str, kind: str) -> Decided | None:
-        """The decision on one action, None when its key is not known yet."""
-        for target in self.targets:
-            if target.label == label:
-                for decided in target.decided:
-                    if decided.action.item == item and decided.action.kind.value == kind:
-                        return decided
-        return None
-
     def to_json(self) -> Json:
-        shown = [target.to_json() for target in self.targets if target.decided or target.until or target.refused]
+        shown = [target.to_json() for target in self.targets if target.known or target.until or target.refused]
         return {
             "targets": shown,
             "hit": sum(target.hits for target in self.targets),
@@ -101,8 +92,12 @@ def report_plan(
     context: Callable[[Mapping[str, Value]], RuleContext],
     store: Store,
     demand: Callable[[str], Demand],
+    see: Callable[[Action, bool], None] = lambda action, hit: None,
 ) -> PlanReport:
-    """Decide on all that can be decided. `context` is asked once, with the mapping that values are put into."""
+    """Decide on all that can be decided. `context` is asked once, with the mapping that values are put into.
+
+    `see` is shown each action as it is decided, with whether it is a hit.
+    """
     values: dict[str, Value] = {}
     rule_context = context(values)
     without: set[str] = set()
@@ -117,7 +112,7 @@ def report_plan(
             continue
         try:
             rule = make_rule(task, rule_context)
-            _decide_all(target, rule, store, demand(task.label))
+            _decide_all(target, rule, store, demand(task.label), see)
             if not target.misses:
                 values[task.label] = rule.value()
         except (BuildFailed, InfraError) as error:
@@ -128,7 +123,9 @@ def report_plan(
     return PlanReport(tuple(targets), _usd(targets))
 
 
-def _decide_all(target: TargetPlan, rule: Rule, store: Store, demand: Demand) -> None:
+def _decide_all(
+    target: TargetPlan, rule: Rule, store: Store, demand: Demand, see: Callable[[Action, bool], None]
+) -> None:
     waiting: Iterator[Action] = iter(rule.start())
     while batch := list(islice(waiting, _BATCH)):
         entries = store.lookup([action.key for action in batch if not _asks_its_sink(action)])
@@ -141,12 +138,13 @@ def _decide_all(target: TargetPlan, rule: Rule, store: Store, demand: Demand) ->
         for action in batch:
             whole = not missing or not store.missing_deep(refs.get(action.key, ()))
             decision = decide(entries.get(action.key), whole=whole, demand=demand)
+            see(action, isinstance(decision, Hit))
             if isinstance(decision, Run):
                 reason = "its sink is compared" if _asks_its_sink(action) else decision.reason
-                target.decided.append(Decided(action, False, reason))
+                target.misses.append(Miss(action.item, action.kind.value, action.key, reason, action.usd))
                 continue
             assert isinstance(decision, Hit)
-            target.decided.append(Decided(action, True))
+            target.hits += 1
             following.extend(rule.settled(settled_by(action, decision.entry)))
         waiting = chain(following, waiting)
 
@@ -170,11 +168,11 @@ def _grades(target: TargetPlan, task: Task) -> int:
     """How many grades are known only after their trials."""
     if not isinstance(task, MapTask) or task.grade is None or task.grade.result is not None:
         return 0
-    return sum(decided.action.kind is ActionKind.TRIAL for decided in target.misses)
+    return sum(miss.kind == ActionKind.TRIAL.value for miss in target.misses)
 
 
 def _usd(targets: list[TargetPlan]) -> tuple[Decimal, Decimal | None]:
-    least = sum((decided.action.usd for target in targets for decided in target.misses), Decimal(0))
+    least = sum((miss.usd for target in targets for miss in target.misses), Decimal(0))
     most: Decimal | None = least
     for target in targets:
         if target.unknown_usd is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mrp.cache.canonical import Json, canonical_digest
 from mrp.rules.rule import DatasetValue, DocumentValue, ProducedValue, TrialsValue, Value
-from mrp.runtime.coordinator import Account, Failure
+from mrp.runtime.account import Account, Failure
 from mrp.specs.ir import Plan
 from mrp.specs.results import Ref
 
@@ -24,6 +24,16 @@ class TargetReport:
     reason: str = ""
     partial: bool = False
     reproducible: bool = True
+
+    def marks(self) -> str:
+        """What is to be known before its numbers are used, as the last words of a line."""
+        facts = {
+            "partial": self.partial,
+            "failed": self.status == "failed",
+            "not reproducible": not self.reproducible,
+        }
+        marks = [word for word, is_so in facts.items() if is_so]
+        return f" ({', '.join(marks)})" if marks else ""
 
     def to_json(self) -> Json:
         return {

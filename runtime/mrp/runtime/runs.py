@@ -6,14 +6,13 @@ run.json carries a checksum and the digest of digests.jsonl, so that a damaged r
 import fcntl
 import json
 import os
-import secrets
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
+from typing import NamedTuple
 
-from mrp.cache.canonical import Json, canonical_digest, canonical_text
+from mrp.cache.canonical import Json, canonical_digest, canonical_text, quoted
 from mrp.cache.digest import digest_bytes
 from mrp.runtime.sandbox.scratch import remove_folder, sweep
 from mrp.runtime.state import explained, make_folder
@@ -22,8 +21,7 @@ from mrp.specs.errors import UsageError
 _LEASE = "lease"
 
 
-@dataclass(frozen=True)
-class DigestLine:
+class DigestLine(NamedTuple):
     """One action of a run, as digests.jsonl holds it."""
 
     label: str
@@ -35,15 +33,15 @@ class DigestLine:
     reproducible: bool
 
     def to_json(self) -> Json:
-        return {
-            "label": self.label,
-            "item": self.item,
-            "kind": self.kind,
-            "key": self.key,
-            "result": self.result,
-            "outcome": self.outcome,
-            "reproducible": self.reproducible,
-        }
+        return self._asdict()
+
+    def text(self) -> str:
+        """The line in canonical JSON."""
+        return (
+            f'{{"item":{quoted(self.item)},"key":"{self.key}","kind":"{self.kind}","label":{quoted(self.label)}'
+            f',"outcome":"{self.outcome}","reproducible":{"true" if self.reproducible else "false"}'
+            f',"result":"{self.result}"}}'
+        )
 
 
 class DamagedRun(UsageError):
@@ -67,17 +65,24 @@ class Run:
             self.scratch.mkdir()
         self._digests = ""
 
-    def write_digests(self, lines: Iterable[DigestLine]) -> None:
-        """digests.jsonl, sorted by label, item and kind."""
-        ordered = sorted(lines, key=lambda line: (line.label, line.item, line.kind))
-        text = "".join(canonical_text(line.to_json()) + "\n" for line in ordered)
+    def write_digests(self, text: bytes) -> None:
+        """digests.jsonl: canonical JSON lines, sorted by label, item and kind."""
         write_whole(self.folder / "digests.jsonl", text)
-        self._digests = digest_bytes(text.encode())
+        self._digests = digest_bytes(text)
 
-    def write_record(self, record: dict[str, Json]) -> None:
-        """run.json, after the digests."""
+    def write_record(self, record: dict[str, Json]) -> dict[str, Json]:
+        """run.json, after the digests; gives the record with all that its checksum covers."""
         sealed = {**record, "digests": self._digests}
-        write_whole(self.folder / "run.json", canonical_text({**sealed, "checksum": canonical_digest(sealed)}) + "\n")
+        text = canonical_text({**sealed, "checksum": canonical_digest(sealed)}) + "\n"
+        write_whole(self.folder / "run.json", text.encode())
+        return sealed
+
+    def forget(self) -> None:
+        """Leave no trace of a run that executed nothing and was given up for another one."""
+        for name in ("events.jsonl", "digests.jsonl"):
+            (self.folder / name).unlink(missing_ok=True)
+        (self.folder / _LEASE).unlink()
+        self.folder.rmdir()
 
     def close(self) -> None:
         """Remove the scratch space and give up the lease."""
@@ -153,13 +158,13 @@ def _damaged(folder: Path, name: str) -> DamagedRun:
     return DamagedRun(f"{name} of run {folder.name} is damaged, so what it says is not shown; choose another run")
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all. Raises InfraError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explained(path):
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -172,7 +177,7 @@ def _next_id(state: Path) -> str:
     """Numbered, so that runs stay in order whatever the clock does; the rest tells two that start together apart."""
     newest = max((int(_number(run)) for run in list_runs(state)), default=0)
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    return f"{newest + 1:05d}-{stamp}-{secrets.token_hex(2)}"
+    return f"{newest + 1:05d}-{stamp}-{os.urandom(2).hex()}"
 
 
 def _number(run: str) -> str:

@@ -1,18 +1,19 @@
 """What runs next: a pure queue with lanes, slots and one set of states. It starts nothing and knows no time."""
 
 from collections import deque
-from enum import Enum
+from collections.abc import Callable
+from enum import IntEnum
 from typing import Generic, TypeVar
 
 _T = TypeVar("_T")
 
 
-class State(Enum):
+class State(IntEnum):
     """A ticket goes QUEUED -> RUNNING -> ENDED, or QUEUED -> ENDED when it is dropped."""
 
-    QUEUED = "queued"
-    RUNNING = "running"
-    ENDED = "ended"
+    QUEUED = 0
+    RUNNING = 1
+    ENDED = 2
 
 
 class Schedule(Generic[_T]):
@@ -29,7 +30,8 @@ class Schedule(Generic[_T]):
         self._lanes: dict[str, deque[_T]] = {}
         self._limits: dict[str, int] = {}
         self._running: dict[str, int] = {}
-        self._states: dict[State, int] = dict.fromkeys(State, 0)
+        self._states = [0 for _ in State]
+        self._along = 0
 
     @property
     def queued(self) -> int:
@@ -39,10 +41,19 @@ class Schedule(Generic[_T]):
     def running(self) -> int:
         return self._states[State.RUNNING]
 
+    @property
+    def is_full(self) -> bool:
+        """Whether every slot is taken."""
+        return self.running - self._along >= self._slots
+
     def limit(self, lane: str, most: int | None) -> None:
         """At most `most` of this lane at once; None for no limit of its own."""
-        if most is not None:
+        if most is not None and most < self._slots:
             self._limits[lane] = most
+
+    def is_limited(self, lane: str) -> bool:
+        """Whether a lane may have fewer tickets running than there are slots."""
+        return lane in self._limits
 
     def add(self, lane: str, ticket: _T, *, urgent: bool = False) -> None:
         """Queue a ticket."""
@@ -54,7 +65,7 @@ class Schedule(Generic[_T]):
 
     def next(self) -> _T | None:
         """The ticket to start now, which then counts as running; None when no slot or no ticket is free."""
-        if self.running >= self._slots:
+        if self.is_full:
             return None
         for _ in range(len(self._urgent)):
             lane, ticket = self._urgent.popleft()
@@ -62,13 +73,44 @@ class Schedule(Generic[_T]):
                 return self._start(lane, ticket)
             self._urgent.append((lane, ticket))
         for lane, tickets in self._lanes.items():
-            if tickets and self._has_room(lane):
-                return self._start(lane, tickets.popleft())
+            if self._has_room(lane):
+                ticket = tickets.popleft()
+                # Only lanes with tickets are kept: a build may have as many lanes as it has targets.
+                if not tickets:
+                    del self._lanes[lane]
+                return self._start(lane, ticket)
         return None
+
+    def along(self, lane: str, most: int, fits: Callable[[_T], bool]) -> list[_T]:
+        """Tickets of `lane` that are next and fit, to run in the slot that `next` gave, one after the other.
+
+        There are at most `most`, and never so many that other slots would have nothing to do. They count as running,
+        but take no slot: each but the last to end of all that share the slot ends by `end_along`.
+        """
+        most = min(most, self.queued // self._slots)
+        found: list[_T] = []
+        while len(found) < most and self._urgent and self._urgent[0][0] == lane and fits(self._urgent[0][1]):
+            found.append(self._urgent.popleft()[1])
+        tickets = self._lanes.get(lane, deque())
+        while len(found) < most and tickets and fits(tickets[0]):
+            found.append(tickets.popleft())
+        if not tickets:
+            self._lanes.pop(lane, None)
+        for _ in found:
+            self._move(State.QUEUED, State.RUNNING)
+        self._along += len(found)
+        return found
+
+    def end_along(self) -> None:
+        """A ticket ended whose slot goes on with others."""
+        self._along -= 1
+        self._move(State.RUNNING, State.ENDED)
 
     def end(self, lane: str) -> None:
         """A running ticket of `lane` ended."""
         self._running[lane] -= 1
+        if not self._running[lane]:
+            del self._running[lane]
         self._move(State.RUNNING, State.ENDED)
 
     def drop_queued(self) -> list[_T]:
@@ -76,7 +118,7 @@ class Schedule(Generic[_T]):
         dropped = [ticket for _, ticket in self._urgent]
         for tickets in self._lanes.values():
             dropped.extend(tickets)
-            tickets.clear()
+        self._lanes.clear()
         self._urgent.clear()
         for _ in dropped:
             self._move(State.QUEUED, State.ENDED)

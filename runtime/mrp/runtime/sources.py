@@ -25,7 +25,7 @@ class Sources:
 
     def _bring_one(self, source: SourceFile) -> None:
         try:
-            digest = self._store.put_file(self._workspace / source.path)
+            digest = self._store.put_file(f"{self._workspace}/{source.path}")
         except (OSError, ChangedWhileRead):
             digest = None
         if digest != source.digest:

@@ -148,3 +148,10 @@ def safe_relative(path: str) -> PurePosixPath | None:
     if ".." in parts or not parts:
         return None
     return PurePosixPath(*parts)
+
+
+def is_plain_relative(path: str) -> bool:
+    """Whether `path` is a relative path just as `safe_relative` would write it."""
+    if "\\" in path or "\0" in path:
+        return False
+    return all(part not in ("", ".", "..") for part in path.split("/"))

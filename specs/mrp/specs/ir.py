@@ -9,7 +9,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, TypeAlias
+from functools import cache
+from typing import Any, TypeAlias, get_args
 
 from mrp.cache.canonical import Json, canonical_bytes, parse_canonical
 from mrp.cache.digest import Digest
@@ -17,7 +18,7 @@ from mrp.cache.digest import Digest
 IR_VERSION = 1
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class SourceFile:
     """A file of the workspace as it was when the plan was made; `path` is workspace-relative, with `/`."""
 
@@ -26,7 +27,7 @@ class SourceFile:
     executable: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Files:
     """Sources, sorted by path, and labels of tasks whose outputs join them at their own workspace paths."""
 
@@ -275,7 +276,7 @@ class ProduceTask:
     sandbox: str = "builtin:host"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CommandTask:
     """Runs in a mirror of the workspace that holds `files`, in folder `package`; `outs` are package-relative."""
 
@@ -390,13 +391,20 @@ def needed_labels(plan: Plan, labels: Iterable[str]) -> set[str]:
         label = queue.pop()
         if label not in found:
             found.add(label)
-            queue.extend(needs[label])
+            queue.extend(needs.get(label, ()))
     return found
 
 
 def plan_bytes(plan: Plan) -> bytes:
     """`ir.json`: the plan in canonical JSON, the same bytes on every machine and Python."""
     return canonical_bytes({"ir": IR_VERSION, **_plain(plan)})
+
+
+def plan_head(plan: Plan) -> dict[str, Json]:
+    """What `plan_bytes` writes besides the tasks."""
+    head: dict[str, Json] = {"ir": IR_VERSION, **_plain(dataclasses.replace(plan, tasks=()))}
+    del head["tasks"]
+    return head
 
 
 def parse_plan(data: bytes) -> Plan:
@@ -420,27 +428,39 @@ _LABEL_FIELDS = {"over", "agent", "sandbox", "model", "image", "operator", "redu
 
 
 def _collect(value: Any, found: set[str]) -> None:
-    for item in dataclasses.fields(value):
-        content = getattr(value, item.name)
+    kind: Any = type(value)
+    for name in _leading_fields(kind):
+        content = getattr(value, name)
         if content is None:
             continue
-        if item.name == "of":
+        if name == "of":
             found.update((content,) if isinstance(content, str) else content)
-        elif item.name == "outputs":
+        elif name == "outputs":
             found.update(content)
-        elif item.name in _LABEL_FIELDS and isinstance(content, str):
-            if not (item.name == "reducer" and content.startswith("builtin:")):
+        elif name in _LABEL_FIELDS and isinstance(content, str):
+            if not (name == "reducer" and content.startswith("builtin:")):
                 found.add(content)
-        elif item.name == "base" and isinstance(content, str) and content.startswith("//"):
+        elif name == "base" and isinstance(content, str) and content.startswith("//"):
             found.add(content)
-        elif item.name == "layers":
+        elif name == "layers":
             for layer in content:
                 _collect(layer, found)
-        elif item.name == "copy":
+        elif name == "copy":
             for _, files, _ in content:
                 _collect(files, found)
         elif dataclasses.is_dataclass(content):
             _collect(content, found)
+
+
+@cache
+def _leading_fields(kind: type) -> tuple[str, ...]:
+    """The fields of a task, or of a part of one, that hold labels or parts that may."""
+    named = {*_LABEL_FIELDS, "of", "outputs", "base", "layers", "copy"}
+    return tuple(f.name for f in dataclasses.fields(kind) if f.name in named or _is_part(f.type))
+
+
+def _is_part(annotation: Any) -> bool:
+    return dataclasses.is_dataclass(annotation) or any(map(_is_part, get_args(annotation)))
 
 
 def _plain(value: Any) -> Json:

@@ -14,31 +14,27 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache, lru_cache, total_ordering
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mrp.cache.canonical import number_text
+from mrp.specs.label_text import BELOW, PLAIN, LabelError, Parts, read_parts
 
-if TYPE_CHECKING:
-    from lark import Lark, Token, Tree
+__all__ = [
+    "Label",
+    "LabelError",
+    "Pattern",
+    "Patterns",
+    "cell_text",
+    "encode_text",
+    "parse_label",
+    "parse_pattern",
+    "parse_patterns",
+]
 
 MAX_NAME = 128
 
-_NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
-_COMPONENT = r"\.?[A-Za-z0-9_+-][A-Za-z0-9_.+-]*"
-_PLAIN = re.compile(rf"(?://({_COMPONENT}(?:/{_COMPONENT})*)?)?:({_NAME})\Z")
-_BELOW = re.compile(rf"//(?:({_COMPONENT}(?:/{_COMPONENT})*)/)?\.\.\.\Z")
-_RESERVED = re.compile(r"[^A-Za-z0-9_.+~/:À-ÖØ-öø-ɏͰ-ϿЀ-ԯ぀-ヿ一-鿿가-힣-]")
+_UNRESERVED = re.compile(r"[A-Za-z0-9_.+~/:-]*\Z")
 _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,3})?\Z", re.ASCII)
-
-
-class LabelError(ValueError):
-    """A text is no label. `column` is 1-based in that text; `hint` is the next step."""
-
-    def __init__(self, message: str, hint: str = "", column: int = 1) -> None:
-        super().__init__(f"{message}; {hint}" if hint else message)
-        self.message = message
-        self.hint = hint
-        self.column = column
 
 
 @total_ordering
@@ -111,7 +107,17 @@ def cell_text(value: str | bool | int | Decimal | None) -> str:
 
 def encode_text(text: str) -> str:
     """`text` with every reserved character percent-encoded as UTF-8."""
-    return _RESERVED.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), text)
+    return (
+        text
+        if _UNRESERVED.match(text)
+        else _reserved().sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), text)
+    )
+
+
+@cache
+def _reserved() -> re.Pattern[str]:
+    """Made when it is needed: a set of letters this large takes milliseconds to compile."""
+    return re.compile(r"[^A-Za-z0-9_.+~/:À-ÖØ-öø-ɏͰ-ϿЀ-ԯ぀-ヿ一-鿿가-힣-]")
 
 
 @lru_cache(maxsize=65536)
@@ -120,17 +126,17 @@ def parse_label(text: str, package: str = "", *, bare: bool = False) -> Label:
 
     Raises LabelError, which is a ValueError.
     """
-    plain = _PLAIN.match(text)
+    plain = PLAIN.match(text)
     if plain and len(plain[2]) <= MAX_NAME:
         return Label(package if text[0] == ":" else plain[1] or "", plain[2])
-    tree = _parse(text, "label", "label")
-    if tree.data == "builtin":
-        return Label("", _checked_name(text, str(tree.children[-1])), builtin=True)
-    found_package, name = _address(text, tree.children[0], package, bare)
-    cell, record, sample = _rest(text, tree.children[1:])
+    parts = read_parts(text, "label")
+    if parts.form == "builtin":
+        return Label("", _checked_name(text, parts.name), builtin=True)
+    found_package, name = _address(text, parts, package, bare)
+    cell, record = _axes(text, parts), parts.record
     name = _checked_name(text, name)
     values = tuple(sorted((axis, cell_text(_decode(text, value))) for axis, value in cell))
-    return Label(found_package, name, values, None if record is None else _decode(text, record), sample)
+    return Label(found_package, name, values, None if record is None else _decode(text, record), parts.sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,116 +201,55 @@ def parse_patterns(texts: Iterable[str], package: str = "", *, bare: bool = Fals
 @lru_cache(maxsize=4096)
 def parse_pattern(text: str, package: str = "", *, bare: bool = False) -> Pattern:
     """The pattern that `text` means in `package`; `bare` admits `name` for `:name`. Raises LabelError."""
-    plain = _PLAIN.match(text)
+    plain = PLAIN.match(text)
     if plain and plain[2] != "all" and len(plain[2]) <= MAX_NAME:
         label = parse_label(text, package)
         return Pattern(text, label.package, label.name, label=label)
-    below = _BELOW.match(text)
+    below = BELOW.match(text)
     if below:
         return Pattern(text, below[1] or "", below=True)
-    tree = _parse(text, "pattern", "pattern")
-    exclude = getattr(tree.children[0], "type", "") == "MINUS"
-    return replace(_pattern(text, tree.data, tree.children[exclude:], package, bare), exclude=exclude)
+    parts = read_parts(text, "pattern")
+    return replace(_pattern(text, parts, package, bare), exclude=parts.exclude)
 
 
-def _pattern(text: str, form: str, children: list[Any], package: str, bare: bool) -> Pattern:
-    if form == "below":
-        return Pattern(text, str(children[0]) if len(children) > 1 else "", below=True)
-    if form == "builtin":
-        name = _checked_name(text, str(children[-1]))
+def _pattern(text: str, parts: Parts, package: str, bare: bool) -> Pattern:
+    if parts.form == "below":
+        return Pattern(text, parts.package, below=True)
+    if parts.form == "builtin":
+        name = _checked_name(text, parts.name)
         return Pattern(text, "", name, builtin=True, label=None if _has_glob(name) else Label("", name, builtin=True))
-    found_package, name = _address(text, children[0], package, bare)
+    found_package, name = _address(text, parts, package, bare)
     name = _checked_name(text, name)
-    axes, record, sample = _rest(text, children[1:])
+    axes, record, sample = _axes(text, parts), parts.record, parts.sample
     cell = tuple((axis, value if _has_glob(value) else cell_text(_decode(text, value))) for axis, value in axes)
     label = None
     if not any(map(_has_glob, [found_package, name, record or "", *(value for _, value in axes)])):
         label = Label(found_package, name, cell, None if record is None else _decode(text, record), sample)
     cell = tuple((axis, value if _has_glob(value) else encode_text(value)) for axis, value in cell)
-    every = name == "all" and children[0].data != "short"
+    every = name == "all" and parts.form != "short"
     return Pattern(text, found_package, None if every else name, cell, record, sample, label=label)
 
 
-# -- from text to tree -------------------------------------------------------------------------------------------
+# -- from text to parts ------------------------------------------------------------------------------------------
 
 
-@cache
-def _grammar() -> "Lark":
-    from lark import Lark
-
-    return Lark.open("label.lark", rel_to=__file__, parser="lalr", start=["label", "pattern"])
-
-
-def _parse(text: str, start: str, what: str) -> Any:
-    from lark.exceptions import UnexpectedInput, UnexpectedToken
-
-    try:
-        return _grammar().parse(text, start=start)
-    except UnexpectedInput as error:
-        ended = isinstance(error, UnexpectedToken) and error.token.type == "$END"
-        raise _explain(text, what, len(text) + 1 if ended else error.column) from None
-
-
-_USUAL = "write //package:name, or :name in the same package"
-
-
-def _explain(text: str, what: str, column: int) -> LabelError:
-    """Why `text` is no label or pattern; the grammar stopped at `column`, one past the end if it wanted more."""
-    shown = text if len(text) <= 80 else text[:77] + "..."
-    message = f"`{shown}` is not a {what}"
-    body = text.removeprefix("-")
-    guess = "//" + body.lstrip("/")
-    if not text.strip():
-        return LabelError(f"a {what} is empty", _USUAL)
-    if text != text.strip():
-        return LabelError(message, "remove the spaces around it", 1 if text[0].isspace() else len(text))
-    if what == "label" and (body.endswith("...") or "*" in body):
-        return LabelError(f"{message} but a pattern for several", "name one target")
-    if not body.startswith(("//", ":", "builtin:")) and (_PLAIN.match(guess) or _BELOW.match(guess)):
-        return LabelError(message, f"did you mean `{guess}`?")
-    if ".." in re.split("[/:@[]", body):
-        return LabelError(f"{message}: it climbs out of the workspace", _USUAL, text.index("..") + 1)
-    if column > len(text):
-        return LabelError(f"{message}: it ends too early", "close the `[`" if "[" in body else _USUAL, column)
-    letter = text[max(1, column) - 1]
-    before = text[: column - 1]
-    hint = _USUAL
-    if "]" in before:
-        hint = "nothing may follow the item"
-    elif "[" in before and "#" in before:
-        hint = "a sample is a whole number, like #2"
-    elif "[" in before:
-        hint = "write an id between [ and ]" if letter in "]#" else f"in an id write %{ord(letter):02X} for it"
-    return LabelError(f"{message}: `{letter}` cannot stand in column {column}", hint, column)
-
-
-def _address(text: str, tree: "Tree[Token]", package: str, bare: bool) -> tuple[str, str]:
-    parts = [str(child) for child in tree.children]
-    if tree.data == "full":
-        return ("", parts[0]) if len(parts) == 1 else (parts[0], parts[1])
-    if tree.data == "short":
-        return parts[0], parts[0].rpartition("/")[2]
-    if tree.data == "bare" and not bare:
+def _address(text: str, parts: Parts, package: str, bare: bool) -> tuple[str, str]:
+    """The package and the name that an address means in `package`."""
+    if parts.form in ("full", "short"):
+        return parts.package, parts.name
+    if parts.form == "bare" and not bare:
         raise LabelError(f"`{text}` is not a label", f"did you mean `:{text}`?")
-    return package, parts[0]
+    return package, parts.name
 
 
-def _rest(text: str, trees: list[Any]) -> tuple[list[tuple[str, str]], str | None, int | None]:
-    """Cell, record and sample, still percent-encoded."""
-    cell: dict[str, str] = {}
-    record: str | None = None
-    sample: int | None = None
-    for tree in trees:
-        if tree.data == "item":
-            record = str(tree.children[0])
-            sample = int(tree.children[1]) if len(tree.children) > 1 else None
-            continue
-        for axis in tree.children:
-            name, value = [*map(str, axis.children), ""][:2]
-            if name in cell:
-                raise LabelError(f"`{text}` gives the axis `{name}` twice", "remove one of the two")
-            cell[name] = value
-    return sorted(cell.items()), record, sample
+def _axes(text: str, parts: Parts) -> list[tuple[str, str]]:
+    """Axes and values, sorted, still percent-encoded."""
+    cell = dict(parts.cell)
+    if len(cell) < len(parts.cell):
+        names = [name for name, _ in parts.cell]
+        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        raise LabelError(f"`{text}` gives the axis `{twice}` twice", "remove one of the two")
+    return sorted(cell.items())
 
 
 def _checked_name(text: str, name: str) -> str:

@@ -10,8 +10,8 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Literal
 
-from mrp.cache.canonical import Json, canonical_digest
-from mrp.cache.digest import Digest
+from mrp.cache.canonical import Json, canonical_text, quoted
+from mrp.cache.digest import Digest, digest_bytes
 
 
 class Outcome(StrEnum):
@@ -27,10 +27,10 @@ class Outcome(StrEnum):
 
     @property
     def is_result(self) -> bool:
-        return self in (Outcome.OK, Outcome.FAILED, Outcome.LIMIT)
+        return self is Outcome.OK or self is Outcome.FAILED or self is Outcome.LIMIT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Ref:
     """An artifact: a blob or a tree in the store."""
 
@@ -46,7 +46,7 @@ def ref_from_json(value: Mapping[str, str]) -> Ref:
     return Ref("tree" if kind == "tree" else "blob", Digest(digest))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Result:
     """What is cached under a key. `limit` names the limit that was hit; `values` are e.g. a grade's rewards.
 
@@ -60,15 +60,14 @@ class Result:
     reproducible: bool = True
 
     def digest(self) -> Digest:
-        """Covers outcome, limit, outputs and values."""
-        return canonical_digest(
-            {
-                "outcome": self.outcome.value,
-                "limit": self.limit,
-                "outputs": {name: ref.to_json() for name, ref in self.outputs.items()},
-                "values": self.values,
-            }
+        """Covers outcome, limit, outputs and values, in canonical form."""
+        outputs = [f'{quoted(name)}:{{"{ref.kind}":"{ref.digest}"}}' for name, ref in sorted(self.outputs.items())]
+        limit = "null" if self.limit is None else quoted(self.limit)
+        text = (
+            f'{{"limit":{limit},"outcome":"{self.outcome.value}","outputs":{{{",".join(outputs)}}}'
+            f',"values":{canonical_text(self.values)}}}'
         )
+        return digest_bytes(text.encode())
 
     def to_json(self) -> Json:
         return {
@@ -90,7 +89,7 @@ def result_from_json(value: Mapping[str, Json]) -> Result:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Usage:
     """What an attempt used: seconds, bytes, US dollars, tokens."""
 
@@ -101,7 +100,7 @@ class Usage:
     tokens: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Byproducts:
     """What is kept of an attempt beside its result; `reason` is one sentence for people.
 

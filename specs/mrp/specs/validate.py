@@ -26,7 +26,7 @@ TARGET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}\Z")
 _VERSION_HINT = "this mrp reads version 1: write `mrp: 1` as the first line"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RawTarget:
     """A target as written: its name, its kind, and its other fields, which nothing has looked at yet."""
 

@@ -27,6 +27,9 @@ SDK_DIR = "/opt/mrp/sdk"
 MAX_WORD = 128 * 1024 - 1
 """Bytes that one word of a command, or one variable with its name, may have: Linux's own limit."""
 
+_SHORT = MAX_WORD // 4
+"""Characters that are no more bytes than MAX_WORD, whichever they are."""
+
 
 @dataclass(frozen=True)
 class Box:
@@ -40,7 +43,7 @@ class Box:
     secrets: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Mount:
     """A tree that the process finds at `path`; writable ones are fresh copies."""
 
@@ -49,7 +52,7 @@ class Mount:
     writable: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Process:
     """One process: `argv`, or a Python operator's `entry` (module:Class) in `role`, started by mrp.sdk.runner.
 
@@ -72,12 +75,15 @@ class Process:
 
     def __post_init__(self) -> None:
         for word in self.argv:
-            _check_word("a word of the command", word)
-        for name, value in (*self.box.env.items(), *self.env.items()):
-            _check_word(f"the variable {name}", f"{name}={value}")
+            if len(word) > _SHORT or "\0" in word:
+                _check_word("a word of the command", word)
+        for env in (self.box.env, self.env):
+            for name, value in env.items():
+                if len(name) + len(value) >= _SHORT or "\0" in value or "\0" in name:
+                    _check_word(f"the variable {name}", f"{name}={value}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Completed:
     """How a process ended. Exactly one of exit_code and limit is set.
 
@@ -100,5 +106,5 @@ class Completed:
 def _check_word(what: str, word: str) -> None:
     if "\0" in word:
         raise BuildFailed(f"{what} holds a NUL character, which no process can be given; hand it over in a file")
-    if len(word) * 4 > MAX_WORD and len(word.encode()) > MAX_WORD:
+    if len(word.encode()) > MAX_WORD:
         raise BuildFailed(f"{what} has more than {MAX_WORD} bytes, which Linux allows; hand it over in a file")

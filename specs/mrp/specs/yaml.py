@@ -33,6 +33,10 @@ MAX_DEPTH = 100
 
 Value: TypeAlias = "str | bool | int | Decimal | list[Node] | dict[str, Node] | None"
 
+_HOLDERS = (dict, list)
+_new = tuple.__new__
+"""Makes a Node or Span without the call in Python that its own constructor is."""
+
 _NO_KEYS: Mapping[str, Span] = MappingProxyType({})
 
 
@@ -55,6 +59,10 @@ class Sources:
         """Remembers the bytes of the document at `path`."""
         self._texts[path] = text
         self._lines.pop(path, None)
+
+    def text(self, path: str) -> bytes:
+        """The bytes of the document at `path`; raises KeyError when it is not here."""
+        return self._texts[path]
 
     def line(self, span: Span) -> str:
         """The line that `span` points to, or "" when its document is not here."""
@@ -91,10 +99,11 @@ def parse_yaml(text: bytes, path: str) -> Node:
 def plain(node: Node) -> Json:
     """The value without places: str, bool, None, int, Decimal, list, dict."""
     value = node.value
+    # Scalars are taken without a call: a large workspace has a million of them.
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: plain(item) if isinstance(item.value, _HOLDERS) else item.value for key, item in value.items()}
     if isinstance(value, list):
-        return [plain(item) for item in value]
+        return [plain(item) if isinstance(item.value, _HOLDERS) else item.value for item in value]
     return value
 
 
@@ -223,6 +232,7 @@ class _Reader:
         self._sources = sources
         self._depth = 0
         self._words: dict[str, str | bool | int | Decimal | None] = {}
+        self._keys: dict[str, str] = {}  # one text for each, however often it is written
         self._aliases: set[str] = set()
 
     def read(self, text: bytes) -> Node:
@@ -253,7 +263,9 @@ class _Reader:
         if event.__class__ is ScalarEvent:
             if event.anchor is not None or event.tag is not None:
                 self._refuse_properties(event)
-            return Node(self._scalar(event), self._span(event))
+            text: str = event.value
+            value = text if event.style and "\0" not in text else self._scalar(event)
+            return _new(Node, (value, self._span(event), _NO_KEYS))
         if event.__class__ is AliasEvent:
             name = str(event.anchor)
             if name not in self._aliases:
@@ -311,6 +323,9 @@ class _Reader:
         text: str = event.value
         if event.style:
             return text
+        known = self._keys.get(text)
+        if known is not None:
+            return known
         if text == "<<":
             self._report(span, "the merge key `<<` is not part of the language", "write the fields out")
             return None
@@ -322,6 +337,7 @@ class _Reader:
         except ValueError:
             resolved = None
         if isinstance(resolved, str):
+            self._keys[text] = text
             return text
         self._report(span, f"the key `{_shown(text)}` is not text", f'write "{_shown(text)}" with quotes')
         return None
@@ -362,7 +378,7 @@ class _Reader:
     def _span(self, event: Any) -> Span:
         start, end = event.start_mark, event.end_mark
         line: int = start.line
-        return Span(self._path, line + 1, start.column + 1, end.column + 1 if end.line == line else 0)
+        return _new(Span, (self._path, line + 1, start.column + 1, end.column + 1 if end.line == line else 0))
 
     def _collection_span(self, start: Any, end: Any) -> Span:
         first, last = start.start_mark, end.end_mark

@@ -9,13 +9,13 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from mrp.cache.canonical import Json, canonical_digest
 from mrp.cache.digest import Digest, digest_bytes
-from mrp.cache.filestats import FileDigests
 from mrp.runtime.sandbox.elf import is_elf, loader_of
 from mrp.runtime.sandbox.steps import Step
 from mrp.specs.errors import BuildFailed, InfraError
@@ -50,7 +50,15 @@ _DEFAULT_LIBRARIES = re.compile(r"(/usr)?/lib(64|32|x32)?(/[a-z0-9_]+-linux-[a-z
 _MAX_SHEBANG = 256
 
 
-def describe_host(toolchain: Sequence[str], digests: FileDigests) -> Json:
+class Digests(Protocol):
+    """What reads files and may remember their digests: mrp.cache.filestats.FileDigests."""
+
+    def digest(self, path: str) -> Digest: ...
+
+    def digest_many(self, paths: Iterable[str]) -> Mapping[str, Digest]: ...
+
+
+def describe_host(toolchain: Sequence[str], digests: Digests) -> Json:
     """The description of `base: host`, which is the same for everyone on this machine.
 
     Raises BuildFailed that names a program which is not here.
@@ -138,7 +146,7 @@ def host_env(description: Json) -> dict[str, str]:
 class _Toolchain:
     """Programs with all that they need, found by following symlinks, loaders, interpreters and library paths."""
 
-    def __init__(self, digests: FileDigests) -> None:
+    def __init__(self, digests: Digests) -> None:
         self._digests = digests
         self._links: dict[str, str] = {}
         self._files: set[str] = set()
@@ -239,7 +247,7 @@ class _Toolchain:
                     self._libraries.add(folder)
 
 
-def _tree_entries(folder: str, digests: FileDigests) -> tuple[list[list[str]], list[str]]:
+def _tree_entries(folder: str, digests: Digests) -> tuple[list[list[str]], list[str]]:
     """[path, kind, digest or target] of all in a folder but byte code, sorted; and its loadable modules."""
     links: list[list[str]] = []
     files: list[str] = []
@@ -271,14 +279,14 @@ def _checked(path: str, digest: Digest) -> bytes:
     return data
 
 
-def _content(path: str, digests: FileDigests) -> Digest:
+def _content(path: str, digests: Digests) -> Digest:
     if os.path.isdir(path):
         entries, _ = _tree_entries(path, digests)
         return canonical_digest(entries)
     return digests.digest(path)
 
 
-def _digest_of_first(paths: Iterable[str], digests: FileDigests) -> Digest | None:
+def _digest_of_first(paths: Iterable[str], digests: Digests) -> Digest | None:
     for path in paths:
         with suppress(OSError):
             return digests.digest(path)

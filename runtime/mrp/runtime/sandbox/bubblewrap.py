@@ -1,21 +1,21 @@
 """Commands through bubblewrap: the job as its options, which go through a descriptor so that no list of processes
 shows them."""
 
-import base64
 import errno
 import json
 import os
 import re
+import resource
 import select
 import shutil
 import signal
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from mrp.runtime.sandbox.cgroups import Group
 from mrp.runtime.sandbox.launcher import HOSTNAME, Job
-from mrp.runtime.sandbox.plain import limit_process
 from mrp.runtime.sandbox.steps import Step
 from mrp.runtime.sandbox.supervise import Ended, NotExecuted, Running, descendants, signal_all
 from mrp.runtime.sandbox.warm import wait_for_end
@@ -25,6 +25,13 @@ _OLDEST = (0, 8)
 _EXEC_ERRORS = {
     os.strerror(code): code
     for code in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP, errno.E2BIG, errno.EISDIR)
+}
+_LIMITS = {
+    "core": resource.RLIMIT_CORE,
+    "data": resource.RLIMIT_DATA,
+    "fsize": resource.RLIMIT_FSIZE,
+    "nofile": resource.RLIMIT_NOFILE,
+    "nproc": resource.RLIMIT_NPROC,
 }
 _EXEC_FAILED = re.compile(rb"bwrap: execvp .*: ([A-Za-z ]+)\n\Z")
 
@@ -45,7 +52,7 @@ def start_bubblewrap(bubblewrap: str, job: Job, outputs: tuple[int, int], group:
     """Start a job that has an argv and no `allow`. Raises InfraError."""
     assert job.argv is not None and job.allow is None
     _refuse_divided_words(job)
-    seccomp = _memory_file(base64.b64decode(job.seccomp))
+    seccomp = _memory_file(bytes.fromhex(job.seccomp))
     status_read, status_write = os.pipe()
     block_read, block_write = os.pipe()
     options = _memory_file(
@@ -107,7 +114,7 @@ class Wrapped:
             self._inner_pidfd = os.pidfd_open(self._inner)
             if group is not None:
                 group.add(self._inner)
-            limit_process(self._inner, job.rlimits)
+            _limit_process(self._inner, job.rlimits)
         except (ProcessLookupError, OSError) as error:
             if not isinstance(error, ProcessLookupError) and error.errno != errno.ESRCH:
                 raise InfraError(f"the sandbox's limits could not be set: {error}") from error
@@ -171,6 +178,15 @@ def why_not_started(stderr: bytes) -> tuple[int, bytes]:
         said = stderr.decode(errors="replace").strip().splitlines()
         raise InfraError(f"bubblewrap failed: {said[-1] if said else 'it said nothing'}")
     return code, stderr[: found.start()]
+
+
+def _limit_process(pid: int, rlimits: Mapping[str, int]) -> None:
+    """Set soft and hard limits of another process, never above the hard limit that is there."""
+    for name, value in rlimits.items():
+        kind = _LIMITS[name]
+        _, hard = resource.prlimit(pid, kind)
+        allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.prlimit(pid, kind, (allowed, allowed))
 
 
 def _options(job: Job, seccomp: int, status: int, block: int) -> list[str]:

@@ -2,13 +2,16 @@
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mrp.cache.digest import Digest
 from mrp.cache.errors import TreeError, TreeTooLarge
+from mrp.cache.folders import FolderReader
 from mrp.cache.store import Store
 from mrp.runtime.sandbox.scratch import unlock
+from mrp.runtime.sandbox.supervise import folder_bytes
 from mrp.specs.work import LOG_BYTES
 
 MIN_SECRET = 4
@@ -75,22 +78,34 @@ def keep_log(data: bytes, redact: Redactor, store: Store, note: str = "") -> Dig
     return store.put_bytes(clean)
 
 
-def keep_folder(folder: Path, max_bytes: int, redact: Redactor, store: Store) -> tuple[Digest, list[str], bool]:
-    """The tree of a folder that a process wrote; nothing may write to it any more.
+@dataclass(frozen=True)
+class Kept:
+    """What came of reading a folder that a process wrote.
 
-    Gives also sentences about what no tree can hold and was left out, and whether the folder had more than
-    `max_bytes`, in which case the tree is empty.
+    notes: sentences about what no tree can hold and was left out. too_large: it held more than was allowed, and the
+    tree is empty. counted: what it held, see mrp.cache.folders.ENTRY_BYTES.
     """
+
+    tree: Digest
+    notes: Sequence[str]
+    too_large: bool
+    counted: int
+
+
+def keep_folder(folder: Path, max_bytes: int, redact: Redactor, store: Store) -> Kept:
+    """Keep the tree of a folder that a process wrote; nothing may write to it any more."""
     notes: list[str] = []
-    skipped: list[str] = []
+    counted = folder_bytes([folder]) if redact.margin else None
     redact.clean_folder(folder)
     for attempt in (1, 2, 3):
+        reader = FolderReader(store.put_bytes, store.blobs.put_descriptor, max_bytes)
         try:
-            tree = store.put_folder(folder, max_bytes=max_bytes, skipped=skipped)
-            notes += [f"{name} is no file, folder or symlink" for name in skipped]
-            return tree, notes, False
+            tree = reader.read(folder)
+            notes += [f"{name} is no file, folder or symlink" for name in sorted(reader.skipped)]
+            counted = reader.counted if counted is None else counted
+            return Kept(tree, notes, False, counted)
         except TreeTooLarge:
-            return store.put_tree({}), notes, True
+            return Kept(store.put_tree({}), notes, True, folder_bytes([folder]) if counted is None else counted)
         except PermissionError:
             if attempt == 3:
                 raise
@@ -98,6 +113,7 @@ def keep_folder(folder: Path, max_bytes: int, redact: Redactor, store: Store) ->
         except (TreeError, RecursionError, OSError):
             if attempt == 3:
                 raise
+            counted = folder_bytes([folder]) if counted is None else counted
             notes += _leave_out(folder)
     raise AssertionError("the third attempt returns or raises")
 

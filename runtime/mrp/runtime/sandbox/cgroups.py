@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -90,19 +90,28 @@ class Group:
             _put(file, str(pid))
 
     def events(self) -> Events:
-        if self.version == 1:
-            memory = _counter(self.folders["memory"] / "memory.oom_control", "oom_kill")
-        else:
-            memory = _counter(self.folders["memory"] / "memory.events", "oom_kill")
-        return Events(memory, _counter(self.folders["pids"] / "pids.events", "max"))
+        """How often limits were hit so far."""
+        with closing(self.counters()) as counters:
+            return counters.events()
 
     def usage(self) -> tuple[float, int]:
         """Seconds of processor time, and the most bytes of memory at once, files in memory included; 0 if unknown."""
+        with closing(self.counters()) as counters:
+            return counters.usage()
+
+    def counters(self) -> "Counters":
+        """The group's counters, to be read again and again, and closed."""
         if self.version == 1:
-            nanoseconds = _number(self.folders["cpuacct"] / "cpuacct.usage") if "cpuacct" in self.folders else 0
-            return nanoseconds / 1e9, _number(self.folders["memory"] / "memory.max_usage_in_bytes")
-        microseconds = _counter(self.folders["cpu"] / "cpu.stat", "usage_usec")
-        return microseconds / 1e6, _number(self.folders["memory"] / "memory.peak")
+            memory, cpu, peak = "memory.oom_control", "cpuacct.usage", "memory.max_usage_in_bytes"
+        else:
+            memory, cpu, peak = "memory.events", "cpu.stat", "memory.peak"
+        return Counters(
+            self.version,
+            _opened(self.folders["memory"] / memory),
+            _opened(self.folders["pids"] / "pids.events"),
+            _opened(self.folders.get(_ACCOUNTING, self.folders["cpu"]) / cpu),
+            _opened(self.folders["memory"] / peak),
+        )
 
     def processes(self) -> list[int]:
         """The ids of the processes in the group."""
@@ -133,6 +142,32 @@ class Group:
         except OSError:
             if not optional:
                 raise
+
+
+@dataclass(frozen=True)
+class Counters:
+    """The open files of a group that count; -1 for one that is not there."""
+
+    version: int
+    memory: int
+    pids: int
+    cpu: int
+    peak: int
+
+    def events(self) -> Events:
+        """See Group.events."""
+        return Events(_counter(self.memory, b"oom_kill"), _counter(self.pids, b"max"))
+
+    def usage(self) -> tuple[float, int]:
+        """See Group.usage."""
+        if self.version == 1:
+            return _number(self.cpu) / 1e9, _number(self.peak)
+        return _counter(self.cpu, b"usage_usec") / 1e6, _number(self.peak)
+
+    def close(self) -> None:
+        for descriptor in (self.memory, self.pids, self.cpu, self.peak):
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 def find_hierarchy(proc_cgroup: str | None = None, mounts: str | None = None) -> Hierarchy | None:
@@ -182,20 +217,33 @@ def _version_2(own: str, mounts: str) -> Hierarchy | None:
     return Hierarchy(2, dict.fromkeys(_CONTROLLERS, parent)) if os.access(parent, os.W_OK) else None
 
 
-def _counter(file: Path, name: str) -> int:
-    with suppress(OSError):
-        for line in file.read_text().splitlines():
-            key, _, value = line.partition(" ")
-            if key == name:
-                return int(value)
+def _opened(file: Path) -> int:
+    try:
+        return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
+def _counter(descriptor: int, name: bytes) -> int:
+    for line in _read(descriptor).splitlines():
+        key, _, value = line.partition(b" ")
+        if key == name:
+            return int(value)
     return 0
 
 
-def _number(file: Path) -> int:
+def _number(descriptor: int) -> int:
     try:
-        return int(file.read_text())
-    except (OSError, ValueError):
+        return int(_read(descriptor))
+    except ValueError:
         return 0
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.pread(descriptor, 4096, 0) if descriptor >= 0 else b""
+    except OSError:
+        return b""
 
 
 def _remove_all(folders: Iterable[Path]) -> bool:

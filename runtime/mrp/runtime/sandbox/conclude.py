@@ -10,7 +10,7 @@ from mrp.runtime.sandbox.bubblewrap import why_not_started
 from mrp.runtime.sandbox.capture import Redactor, keep_folder, keep_log
 from mrp.runtime.sandbox.cgroups import Events
 from mrp.runtime.sandbox.layout import Folders
-from mrp.runtime.sandbox.supervise import Supervised, Watch
+from mrp.runtime.sandbox.supervise import Supervised, Watch, folder_bytes
 from mrp.specs.work import Completed, Process
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
@@ -63,21 +63,23 @@ def complete(
         code = _NOT_FOUND if error in (errno.ENOENT, errno.ENOTDIR) else _NOT_EXECUTABLE
         done = replace(done, ended=replace(done.ended, exit_code=code))
         note = f"mrp: {(process.argv or ('python3',))[0]}: {os.strerror(error)}\n"
-    limit = limit_of(done, events, watch, watch.used())
+    room = watch.disk + watch.base
+    kept = {path: keep_folder(folders.writable[path], room, redact, store) for path in process.outputs}
+    others = [folder for path, folder in folders.writable.items() if path not in kept]
+    watch.left = sum(each.counted for each in kept.values()) + folder_bytes(others)
+    used = watch.left - watch.base
+    limit = limit_of(done, events, watch, used)
     if limit is None:
         watch.check_disk()
-    outputs = {}
-    room = watch.disk + watch.base
-    for path in process.outputs:
-        outputs[path], left_out, too_large = keep_folder(folders.writable[path], room, redact, store)
-        note += "".join(f"mrp: {path}: {sentence}\n" for sentence in left_out)
-        limit = limit or ("disk" if too_large else None)
+    for path, each in kept.items():
+        note += "".join(f"mrp: {path}: {sentence}\n" for sentence in each.notes)
+        limit = limit or ("disk" if each.too_large else None)
     return Completed(
         exit_code=None if limit else done.ended.exit_code,
         limit=limit,
         stdout=keep_log(done.stdout, redact, store),
         stderr=keep_log(done.stderr, redact, store, note),
-        outputs=outputs,
+        outputs={path: each.tree for path, each in kept.items()},
         wall_s=_rounded(done.wall_s),
         cpu_s=_rounded(usage[0] or done.ended.cpu_s),
         max_rss=done.ended.max_rss or usage[1],

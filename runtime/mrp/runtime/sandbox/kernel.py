@@ -9,11 +9,11 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-import platform
 import signal
 import socket
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_BIND, MS_MOVE, MS_REC = 0x1000, 0x2000, 0x4000
@@ -32,6 +32,7 @@ _NUMBERS = {
 _MOUNT_SETATTR, _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 442, 444, 445, 446
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
+_PR_SET_CHILD_SUBREAPER = 36
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _LANDLOCK_EXECUTE = 1
@@ -60,6 +61,11 @@ def unshare(flags: int) -> None:
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str = "") -> None:
     result = _libc.mount(_bytes(source), _bytes(target), _bytes(kind), ctypes.c_ulong(flags), options.encode() or None)
     _check(result, f"mount {source or kind or ''} on {target}")
+
+
+def make_mounts_private() -> None:
+    """Keep what is mounted from here on in this mount namespace."""
+    mount(None, "/", None, MS_REC | MS_PRIVATE)
 
 
 def unmount(target: str) -> None:
@@ -105,21 +111,41 @@ def die_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def adopt_orphans() -> None:
+    """Become the parent of all descendants whose own parent ends."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
 def hide_memory() -> None:
     """Keep processes with the same user from reading or tracing this one."""
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
+def show_memory() -> None:
+    """The opposite of hide_memory, as it is for each fresh process."""
+    _prctl(_PR_SET_DUMPABLE, 1)
+
+
 def drop_capabilities() -> None:
     """Give up all capabilities for good, and the gain of any by executing a file."""
+    bound_capabilities()
+    give_up_capabilities()
+
+
+def bound_capabilities() -> None:
+    """Keep what this process and its children execute from gaining a capability; those that it has stay."""
     for capability in range(64):
         try:
             _prctl(_PR_CAPBSET_DROP, capability)
         except OSError:
             break
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def give_up_capabilities() -> None:
+    """Have no capability any more."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     _syscall("capset", _number("capset"), ctypes.c_char_p(header), ctypes.c_char_p(bytes(24)))
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def load_filter(program: bytes) -> None:
@@ -157,6 +183,89 @@ def execute(argv: Sequence[str], env: Mapping[str, str]) -> int:
     return ctypes.get_errno()
 
 
+Call: TypeAlias = "tuple[Callable[..., int], tuple[object, ...], str]"
+"""A system call made ready: what to call with which arguments, and what an error is about."""
+
+
+def run_calls(calls: Sequence[Call]) -> None:
+    """Make calls that were made ready. A forked child that only does this touches, and so copies, little memory."""
+    for function, values, what in calls:
+        if function(*values) < 0:
+            _check(-1, what)
+
+
+def fork_briefly() -> int:
+    """Fork a child that only makes calls and executes: what Python does for one that lives on is left out."""
+    return _check(_libc.fork(), "fork")
+
+
+def mount_call(source: str, target: str, kind: str | None, flags: int, options: str = "") -> Call:
+    """See mount."""
+    values = (_bytes(source), _bytes(target), _bytes(kind), ctypes.c_ulong(flags), options.encode() or None)
+    return _libc.mount, values, f"mount {source} on {target}"
+
+
+def unmount_call(target: str) -> Call:
+    """See unmount."""
+    return _libc.umount2, (_bytes(target), MNT_DETACH), f"umount {target}"
+
+
+def unshare_call(flags: int) -> Call:
+    """See unshare."""
+    return _libc.unshare, (flags,), "unshare"
+
+
+def give_up_capabilities_call() -> Call:
+    """See give_up_capabilities."""
+    values = (ctypes.c_long(_number("capset")), struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
+    return _libc.syscall, values, "capset"
+
+
+def load_filter_call(program: bytes) -> Call:
+    """See load_filter."""
+    instructions = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions))
+    values = (_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), header, ctypes.c_ulong(0), ctypes.c_ulong(0))
+
+    def load(*given: object) -> int:
+        # The header points into the buffer, which lives as long as this function.
+        return int(_libc.prctl(*given)) if instructions else -1
+
+    return load, values, "prctl seccomp"
+
+
+def limit_call(kind: int, limit: tuple[int, int]) -> Call:
+    """resource.setrlimit."""
+    return _libc.setrlimit, (kind, struct.pack("=QQ", *(value & 0xFFFFFFFFFFFFFFFF for value in limit))), "setrlimit"
+
+
+def session_call() -> Call:
+    """os.setsid."""
+    return _libc.setsid, (), "setsid"
+
+
+def enter_call(folder: str) -> Call:
+    """os.chdir."""
+    return _libc.chdir, (os.fsencode(folder),), f"chdir {folder}"
+
+
+def duplicate_call(source: int, target: int) -> Call:
+    """os.dup2, for programs to come."""
+    return _libc.dup2, (source, target), "dup2"
+
+
+def default_signal_call(number: int) -> Call:
+    """What the signal does is up to the program again."""
+    return _libc.signal, (number, None), "signal"
+
+
+def execute_call(argv: Sequence[str], env: Mapping[str, str]) -> Call:
+    """See execute; the PATH that counts is this process's."""
+    words = (ctypes.c_char_p * (len(argv) + 1))(*[os.fsencode(word) for word in argv], None)
+    pairs = [os.fsencode(f"{name}={value}") for name, value in env.items()]
+    return _libc.execvpe, (words[0], words, (ctypes.c_char_p * (len(pairs) + 1))(*pairs, None)), "execve"
+
+
 def _prctl(option: int, *values: object) -> None:
     given = [ctypes.c_ulong(value) if isinstance(value, int) else value for value in values]
     missing = [ctypes.c_ulong(0)] * (4 - len(given))
@@ -169,7 +278,7 @@ def _syscall(what: str, number: int, *values: object) -> int:
 
 
 def _number(name: str) -> int:
-    machine = platform.machine()
+    machine = os.uname().machine
     if machine not in _NUMBERS:
         raise OSError(f"{name}: the number of this system call on {machine} is not known here")
     return _NUMBERS[machine][name]

@@ -1,15 +1,13 @@
-"""The launcher: makes the calling process the first of a sandbox, and runs one program or function inside it.
+"""The launcher: makes the calling process the first of a sandbox, and runs programs and functions inside it.
 
 The caller has been cloned into new namespaces (see mrp.runtime.sandbox.zygote) and is process 1 there. It builds the
-root, gives up all privileges, forks the process that does the work, and reaps whatever is left until that one ends;
-then it ends too, and the kernel kills the rest. Only the standard library is imported: this runs in the image's
-Python, as a file that the image does not contain.
+root; what runs in it gives up all privileges first (see mrp.runtime.sandbox.stage and slot). Only the standard library
+is imported: this runs in the image's Python, as a file that the image does not contain.
 """
 
 from __future__ import annotations
 
 import array
-import base64
 import json
 import os
 import resource
@@ -18,8 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from mrp.runtime.sandbox import kernel
 from mrp.runtime.sandbox.elf import loader_of
@@ -27,6 +24,7 @@ from mrp.runtime.sandbox.steps import Step
 
 HOSTNAME = "mrp"
 MAX_DESCRIPTORS = 16
+DEVPTS_OPTIONS = "newinstance,ptmxmode=0666,mode=0620"
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = {
@@ -49,12 +47,11 @@ class AllowError(Exception):
     """A name in `allow` is no program of the image."""
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """What to run and in which sandbox; everything is in guest terms but `root` and the sources of `steps`.
 
     root: an empty folder of the host that the new root is mounted on. argv: the program, or None for a function of
-    the warm process. rlimits: soft and hard limit by name (core, data, fsize, nofile, nproc). seccomp: BPF in base64.
+    the warm process. rlimits: soft and hard limit by name (core, data, fsize, nofile, nproc). seccomp: BPF in hex.
     allow: the only programs that may be executed, or None. import_paths: what comes first on sys.path of a function.
     """
 
@@ -72,7 +69,7 @@ class Job:
     import_paths: Sequence[str] = ()
 
     def to_bytes(self) -> bytes:
-        return json.dumps(vars(self)).encode()
+        return json.dumps(self._asdict()).encode()
 
 
 def parse_job(data: bytes) -> Job:
@@ -129,48 +126,6 @@ def report(channel: socket.socket, **fields: object) -> None:
         return
 
 
-def run_job(
-    job: Job,
-    owner: tuple[int, int],
-    channel: socket.socket,
-    outputs: tuple[int, int],
-    cgroups: Sequence[int],
-    function: Callable[[Mapping[str, str]], int],
-) -> NoReturn:
-    """Set the sandbox up, run the job in it and end as it ended; `function` is what a job without argv runs.
-
-    `owner` is our uid and gid outside; `outputs` take stdout and stderr; `cgroups` are open cgroup.procs files. A
-    failure of the sandbox itself is reported on `channel` as {"failed": text}, and a program that cannot be executed
-    as {"exec": errno}.
-    """
-    try:
-        kernel.die_with_parent()
-        map_user(job, owner)
-        join(cgroups)
-        build(job)
-        confine(job)
-        worker = os.fork()
-    except AllowError as error:
-        report(channel, failed=str(error), permanent=True)
-        os._exit(1)
-    except BaseException as error:
-        report(channel, failed=f"{type(error).__name__}: {error}")
-        os._exit(1)
-    if worker == 0:
-        _work(job, channel, outputs, function)
-    channel.close()
-    os.closerange(0, 65536)
-    os._exit(reap_until(worker))
-
-
-def reap_until(worker: int) -> int:
-    """Wait for all children, as process 1 must, until `worker` ends; returns its exit code as a shell gives it."""
-    while True:
-        pid, status = os.wait()
-        if pid == worker:
-            return exit_code(status)
-
-
 def exit_code(status: int) -> int:
     """A wait status as a shell's exit code: 128 + N for death by signal N."""
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
@@ -196,7 +151,7 @@ def build(job: Job) -> None:
         kernel.start_loopback()
     kernel.set_hostname(HOSTNAME)
     os.umask(0o022)
-    kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    kernel.make_mounts_private()
     kernel.mount("root", job.root, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0755,size=8m")
     for step in job.steps:
         _make(step, job.root + step.path)
@@ -209,7 +164,7 @@ def confine(job: Job) -> None:
     kernel.drop_capabilities()
     if job.allow is not None:
         kernel.allow_execution_of(executables(job.allow, job.env.get("PATH", "")))
-    kernel.load_filter(base64.b64decode(job.seccomp))
+    kernel.load_filter(bytes.fromhex(job.seccomp))
     kernel.die_with_parent()
 
 
@@ -230,12 +185,17 @@ def executables(allow: Sequence[str], path: str) -> set[str]:
     return found
 
 
-def _work(
+def start_work(
     job: Job,
     channel: socket.socket,
     outputs: tuple[int, int],
     function: Callable[[Mapping[str, str]], int],
 ) -> NoReturn:
+    """Become what `job` is about, in a sandbox whose privileges are given up; `function` is for a job without argv.
+
+    A failure of ours is reported on `channel` as {"failed": text}, and a program that cannot be executed as {"exec":
+    errno}.
+    """
     try:
         os.setsid()
         os.chdir(job.cwd)
@@ -293,10 +253,17 @@ def flush_streams(code: int) -> int:
 
 def limit_resources(rlimits: Mapping[str, int]) -> None:
     """Set soft and hard limits, never above the hard limit that is there."""
+    kernel.run_calls(limit_calls(rlimits))
+
+
+def limit_calls(rlimits: Mapping[str, int]) -> list[kernel.Call]:
+    """What limit_resources does."""
+    calls = []
     for name, value in rlimits.items():
         _, hard = resource.getrlimit(_LIMITS[name])
         allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(_LIMITS[name], (allowed, allowed))
+        calls.append(kernel.limit_call(_LIMITS[name], (allowed, allowed)))
+    return calls
 
 
 def _finish_interpreter(code: int) -> int:
@@ -356,11 +323,17 @@ def _devices(target: str, step: Step) -> None:
     for name, aim in _DEVICE_LINKS.items():
         os.symlink(aim, f"{target}/{name}")
     os.mkdir(f"{target}/pts")
-    options = "newinstance,ptmxmode=0666,mode=0620"
-    kernel.mount("devpts", f"{target}/pts", "devpts", kernel.MS_NOSUID | kernel.MS_NOEXEC, options)
+    kernel.mount("devpts", f"{target}/pts", "devpts", kernel.MS_NOSUID | kernel.MS_NOEXEC, DEVPTS_OPTIONS)
     os.mkdir(f"{target}/shm")
     kernel.restrict_mount(target, kernel.ATTR_RDONLY, below=False)
     _tmpfs(f"{target}/shm", step.size, step.execute)
+
+
+def shared_memory_call(job: Job) -> kernel.Call:
+    """Mounts a new /dev/shm, as the step for /dev in `job` says."""
+    step = next(step for step in job.steps if step.kind == "dev")
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | (0 if step.execute else kernel.MS_NOEXEC)
+    return kernel.mount_call("tmpfs", f"{step.path}/shm", "tmpfs", flags, f"mode=0777,size={step.size}")
 
 
 def _tmpfs(target: str, size: int, execute: bool) -> None:

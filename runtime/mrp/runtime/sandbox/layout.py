@@ -3,7 +3,7 @@
 import os
 import posixpath
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from mrp.cache.canonical import Json, parse_canonical
 from mrp.cache.checkout import CHECKOUT_TIME
 from mrp.cache.digest import Digest
+from mrp.cache.folders import ENTRY_BYTES
 from mrp.cache.store import Store
 from mrp.runtime.images.host import SEARCH_PATH, host_env, host_program, host_steps, lay_out_host
 from mrp.runtime.sandbox.materials import Materials
@@ -55,11 +56,15 @@ class ImageView:
 
 @dataclass(frozen=True)
 class Folders:
-    """The folders of one process on this machine: guest path -> folder; `steps` bind them, shallow ones first."""
+    """The folders of one process on this machine: guest path -> folder; `steps` bind them, shallow ones first.
+
+    `base` is what the writable ones hold at first, as mrp.runtime.sandbox.supervise.folder_bytes counts.
+    """
 
     writable: Mapping[str, Path]
     read_only: Mapping[str, Path]
     steps: tuple[Step, ...]
+    base: int = 0
 
     def all(self) -> dict[str, Path]:
         return {**self.writable, **self.read_only}
@@ -90,64 +95,56 @@ def view_image(digest: Digest, store: Store, materials: Materials, stack: ExitSt
 def environment(process: Process, view: ImageView, secrets: Mapping[str, str]) -> dict[str, str]:
     """The whole environment of a process; the later of image, sandbox, process and secrets wins.
 
-    Sorted, since programs see the order, and keys do not.
+    Sorted, since programs see the order, and keys do not. Raises InfraError for a NUL: what stands before it would be
+    taken for the whole.
     """
     env = {**DEFAULT_ENV, **view.env, **process.box.env, **process.env, **secrets, "PWD": process.cwd}
     if process.entry is not None:
         env |= {"MRP_ENTRY": process.entry, "MRP_ROLE": process.role}
+    if any("\0" in name or "\0" in value for name, value in env.items()):
+        raise InfraError("a variable or path holds a NUL character, which no process can be given", retryable=False)
     return dict(sorted(env.items()))
 
 
 def lay_out(
-    process: Process, place: Path, store: Store, materials: Materials, stack: ExitStack, *, execute: bool
+    process: Process,
+    new_folder: Callable[[str], Path],
+    store: Store,
+    materials: Materials,
+    stack: ExitStack,
+    *,
+    execute: bool,
 ) -> Folders:
-    """Make the folders of a process below `place`: fresh copies where it may write, shared ones elsewhere.
+    """Make the folders of a process: fresh copies where it may write, shared ones elsewhere.
+
+    `new_folder` gives an empty folder for a name, with mode 0755 and the time of a checkout.
 
     `execute` tells whether programs in them can be run. Raises InfraError for mounts that cannot be made.
     """
-    mounts = {mount.path: mount for mount in process.mounts}
-    for path in (WORK, OUT, *process.outputs):
-        mounts.setdefault(path, Mount(path, store.put_tree({}), writable=True))
+    mounts: dict[str, Mount | None] = dict.fromkeys((WORK, OUT, *process.outputs))
+    mounts.update((mount.path, mount) for mount in process.mounts)
     for path in mounts:
-        _check_mount(path)
-    writable: dict[str, Path] = {"/tmp": place / "tmp"}
+        check_mount(path)
+    writable: dict[str, Path] = {"/tmp": new_folder("tmp")}
     read_only: dict[str, Path] = {}
-    (place / "tmp").mkdir()
+    base = 0
     for number, (path, mount) in enumerate(sorted(mounts.items())):
-        if mount.writable:
-            folder = place / f"w{number}"
-            store.checkout(mount.tree, folder, writable=True)
-            writable[path] = folder
-        else:
+        if mount is not None and not mount.writable:
             read_only[path] = stack.enter_context(materials.tree(mount.tree, store))
+            continue
+        folder = writable[path] = new_folder(f"w{number}")
+        if mount is not None:
+            base += store.checkout(mount.tree, folder, writable=True)
     steps = []
     for path, folder in sorted({**writable, **read_only}.items()):
-        _make_mount_point(path, writable, read_only)
+        base += _make_mount_point(path, writable, read_only)
         steps.append(Step("bind", path, str(folder), writable=path in writable, execute=execute))
-    return Folders(writable, read_only, tuple(steps))
+    return Folders(writable, read_only, tuple(steps), base)
 
 
-def lay_out_item(process: Process, place: Path, store: Store) -> Folders:
-    """Make the folders of one item of a pure operator below `place`, all its own; what is in CODE is not among them."""
-    mounts = {mount.path: mount for mount in process.mounts if mount.path not in CODE}
-    for path in (WORK, OUT, *process.outputs):
-        mounts.setdefault(path, Mount(path, store.put_tree({}), writable=True))
-    place.mkdir()
-    writable: dict[str, Path] = {"/tmp": place / "tmp"}
-    read_only: dict[str, Path] = {}
-    (place / "tmp").mkdir()
-    for number, (path, mount) in enumerate(sorted(mounts.items())):
-        _check_mount(path)
-        folder = place / f"{'w' if mount.writable else 'r'}{number}"
-        store.checkout(mount.tree, folder, writable=mount.writable)
-        (writable if mount.writable else read_only)[path] = folder
-    return Folders(writable, read_only, ())
-
-
-def item_points(process: Process) -> list[str]:
-    """The guest paths that lay_out_item makes folders for, sorted."""
-    own = {mount.path for mount in process.mounts if mount.path not in CODE}
-    return sorted({"/tmp", WORK, OUT, *process.outputs} | own)
+def process_points(process: Process) -> list[str]:
+    """The guest paths that lay_out makes folders for, sorted."""
+    return sorted({"/tmp", WORK, OUT, *process.outputs, *(mount.path for mount in process.mounts)})
 
 
 def is_nested(paths: Iterable[str]) -> bool:
@@ -211,7 +208,8 @@ def _split(folder: Path, guest: str, points: set[str]) -> list[Step]:
     return steps
 
 
-def _check_mount(path: str) -> None:
+def check_mount(path: str) -> None:
+    """Raises InfraError for a place that nothing can be mounted at."""
     reserved = ("/usr", "/bin", "/lib", "/lib64", "/sbin", "/etc", "/proc", "/dev")
     if (
         not path.startswith("/")
@@ -222,11 +220,15 @@ def _check_mount(path: str) -> None:
         raise InfraError(f"nothing can be mounted at {path} in a local sandbox; use another folder", retryable=False)
 
 
-def _make_mount_point(path: str, writable: Mapping[str, Path], read_only: Mapping[str, Path]) -> None:
-    """Make the folder that `path` is mounted on when it lies in another mount, following no symlink out of it."""
+def _make_mount_point(path: str, writable: Mapping[str, Path], read_only: Mapping[str, Path]) -> int:
+    """Make the folder that `path` is mounted on when it lies in another mount, following no symlink out of it.
+
+    Gives what was added to the other mount.
+    """
     outer = max((other for other in {**writable, **read_only} if path.startswith(f"{other}/")), key=len, default=None)
     if outer is None:
-        return
+        return 0
+    added = 0
     if outer in read_only:
         raise InfraError(f"{path} cannot be mounted within {outer}, which is read-only", retryable=False)
     folder = writable[outer]
@@ -237,6 +239,8 @@ def _make_mount_point(path: str, writable: Mapping[str, Path], read_only: Mappin
         except FileNotFoundError:
             folder.mkdir()
             os.utime(folder, (CHECKOUT_TIME, CHECKOUT_TIME))
+            added += ENTRY_BYTES
             continue
         if not stat.S_ISDIR(mode):
             raise InfraError(f"{path} cannot be mounted: {outer} holds something else there", retryable=False)
+    return added

@@ -1,49 +1,52 @@
 """The local backend: processes of this machine in namespaces of their own.
 
-Commands go through bubblewrap where it works, else through our own launcher, which also runs Python operators, forked
-from a warm process. Where neither can make namespaces, and only when it is allowed to, it runs plain processes.
+They run on stages: sandboxes of our own launcher that stand ready, whose warm process forks Python operators. Where
+these cannot be had, commands go through bubblewrap. Where it is allowed to, it runs commands without walls.
 """
 
-import base64
 import itertools
 import os
 import platform
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 from mrp.cache.digest import Digest
 from mrp.cache.store import Store
 from mrp.runtime.sandbox import means
+from mrp.runtime.sandbox.bubblewrap import start_bubblewrap
 from mrp.runtime.sandbox.capture import Redactor
 from mrp.runtime.sandbox.cgroups import Events, Group, Hierarchy, find_hierarchy
 from mrp.runtime.sandbox.conclude import complete
 from mrp.runtime.sandbox.launcher import Job
 from mrp.runtime.sandbox.layout import (
     CODE,
+    Folders,
     ImageView,
     environment,
-    is_nested,
-    item_points,
     lay_out,
-    lay_out_item,
+    process_points,
     root_steps,
     system_files,
     view_image,
 )
 from mrp.runtime.sandbox.materials import Materials
 from mrp.runtime.sandbox.protocol import Cancelled
-from mrp.runtime.sandbox.pure import Pooled, SlotPool
+from mrp.runtime.sandbox.pure import MemoryWatch, Pooled, make_points, plan_folders
+from mrp.runtime.sandbox.reuse import ReusedFolders
 from mrp.runtime.sandbox.scratch import Scratch, remove_folder, sweep
 from mrp.runtime.sandbox.seccomp import filter_program
-from mrp.runtime.sandbox.slot import READ_ONLY, WRITABLE
+from mrp.runtime.sandbox.shared import Shareable, SharedSlots, shareable
+from mrp.runtime.sandbox.stage import JOBS, MATERIALS
+from mrp.runtime.sandbox.stages import Stage, StagePool
 from mrp.runtime.sandbox.steps import Step
-from mrp.runtime.sandbox.supervise import Supervised, Wake, Watch, folder_bytes, supervise
+from mrp.runtime.sandbox.supervise import Wake, Watch, supervise
 from mrp.runtime.state import unwritable
 from mrp.specs.errors import InfraError
 from mrp.specs.ir import Limits
-from mrp.specs.work import ISOLATION, OPERATOR_DIR, SDK_DIR, Completed, Process
+from mrp.specs.work import ISOLATION, OPERATOR_DIR, SDK_DIR, Completed, Mount, Process
 
 _OPEN_FILES = 4096
 _DATA_BACKSTOP = 2**30
@@ -74,37 +77,61 @@ class LocalBackend:
         self._jobs = place / "jobs"
         self._jobs.mkdir()
         self._materials = Materials(place / "shared")
-        self._means = means.Means(allowed, place)
-        self._slots = SlotPool()
+        self._means = means.Means(allowed, require, place)
+        self._stages = StagePool()
+        self._empty = store.put_tree({})
+        self._slots = SharedSlots(store, self._make_slot)
         self._numbers = itertools.count()
         # A signal handler may cancel while its own thread holds it.
         self._lock = threading.RLock()
         self._held = ExitStack()
         self._views: dict[Digest, ImageView] = {}
+        self._held_trees: dict[Digest, Path] = {}
         self._hierarchy: tuple[Hierarchy | None] | None = None
         self._wakes: set[Wake] = set()
         self._closed = self._cancelled = False
 
     @property
     def isolation(self) -> str:
-        """`namespaces`, or `none` where this machine lets us make none."""
-        return "none" if self._means.found().kind == "plain" else "namespaces"
+        """The weakest level that a process may get: `none` where that will do, or where nothing else can be had."""
+        return self._means.isolation
 
     def run(self, process: Process, *, secrets: Mapping[str, str], tag: str) -> Completed:
         """See mrp.runtime.sandbox.protocol.Backend."""
         try:
             self._check(process)
-            with self._wake() as wake, self._job_folder() as place:
+            with self._wake() as wake:
                 view = self._view(process.box.image)
-                if process.entry is not None and not self._means.can_fork(process, view) and self.isolation != "none":
+                way = self._means.way(process, view)
+                if process.entry is not None and way != "hand" and not self._means.can_fork(process, view):
                     process = _started_anew(process, view)
-                if self._shares(process, secrets):
-                    return self._run_item(process, view, wake)
-                return self._run_alone(process, view, dict(secrets), place, wake)
-        except InfraError as error:
-            raise InfraError(f"{tag}: {error}", retryable=error.retryable) from error
-        except OSError as error:
-            raise InfraError(f"{tag} could not be run: {unwritable(self._scratch.folder, error)}") from error
+                    way = self._means.way(process, view)
+                shared = self._shares(process, view, way)
+                if shared is not None:
+                    return self._slots.run_one(shared, wake)
+                if way == "bubblewrap":
+                    return self._run_in_bubblewrap(process, view, dict(secrets), wake)
+                return self._run_on_stage(process, view, dict(secrets), wake, walled=way == "stage")
+        except (InfraError, OSError) as error:
+            raise self._failure(tag, error) from error
+
+    def run_many(
+        self,
+        processes: Sequence[Process],
+        *,
+        tags: Sequence[str],
+        finished: Callable[[int, Completed | InfraError], None],
+        returned: Callable[[int], None] | None = None,
+    ) -> int:
+        """See mrp.runtime.sandbox.protocol.Backend."""
+
+        def ended(number: int, came: Completed | InfraError | OSError) -> None:
+            finished(number, came if isinstance(came, Completed) else self._failure(tags[number], came))
+
+        with self._wake() as wake:
+            items = list(takewhile(lambda item: item is not None, map(self._as_shared, processes)))
+            self._slots.run([item for item in items if item is not None], wake, ended, returned)
+            return len(items)
 
     def cancel(self) -> None:
         """See mrp.runtime.sandbox.protocol.Backend."""
@@ -120,6 +147,7 @@ class LocalBackend:
                 return
             self._closed = True
         self.cancel()
+        self._stages.close()
         self._slots.close()
         self._means.close()
         self._held.close()
@@ -140,32 +168,112 @@ class LocalBackend:
         if (process.entry is None) == (not process.argv):
             raise InfraError("a process has either a command or an entry", retryable=False)
 
-    def _shares(self, process: Process, secrets: Mapping[str, str]) -> bool:
-        """Whether the process may run in a sandbox together with others of its operator."""
-        return (
-            process.pure
-            and process.entry is not None
-            and not secrets
-            and self.isolation != "none"
-            and not is_nested(item_points(process))
-        )
+    def _failure(self, tag: str, error: InfraError | OSError) -> InfraError:
+        if isinstance(error, InfraError):
+            return InfraError(f"{tag}: {error}", retryable=error.retryable)
+        return InfraError(f"{tag} could not be run: {unwritable(self._scratch.folder, error)}")
 
-    def _run_alone(
-        self, process: Process, view: ImageView, secrets: dict[str, str], place: Path, wake: Wake
+    def _as_shared(self, process: Process) -> Shareable | None:
+        """The process as one that may share a sandbox; None when it may not, and when only `run` can say why."""
+        try:
+            self._check(process)
+            view = self._view(process.box.image)
+            way = self._means.way(process, view)
+            return self._shares(process, view, way) if self._means.can_fork(process, view) else None
+        except (InfraError, OSError):
+            return None
+
+    def _shares(self, process: Process, view: ImageView, way: means.Way) -> Shareable | None:
+        """The process as one that may run in a sandbox together with others of its operator; None when it may not."""
+        return shareable(process, view, self._empty) if way == "stage" else None
+
+    def _run_on_stage(
+        self, process: Process, view: ImageView, secrets: dict[str, str], wake: Wake, *, walled: bool
     ) -> Completed:
-        """A process in a sandbox of its own."""
+        """A process on a stage, or by a hand, that nobody else uses meanwhile."""
         redact = Redactor(secrets)
-        with ExitStack() as stack:
-            executable = process.box.allow is None
-            folders = lay_out(process, place, self._store, self._materials, stack, execute=executable)
-            watch = self._watch(list(folders.writable.values()), process.box.limits)
+        points = process_points(process)
+        key = _stage_key(process, points) if walled else process.box.limits
+        stage = self._stages.take(key, lambda: self._make_stage(process, view, points, walled=walled))
+        try:
+            with ExitStack() as stack:
+                execute = process.box.allow is None
+                folders = lay_out(process, stage.folders.get, self._store, self._materials, stack, execute=execute)
+                watch = self._watch(list(folders.writable.values()), process.box.limits, folders.base)
+                job = self._job(process, view, (), environment(process, view, secrets), watch)
+                told = self._told(job, folders, stage) if walled else means.told_to_hand(process, job, view, folders)
+                logs, outputs = _pipes()
+                try:
+                    running = stage.start(told, outputs)
+                finally:
+                    _close(outputs)
+                try:
+                    done = supervise(running, logs, float(process.timeout), watch, wake, redact.margin)
+                finally:
+                    running.close()
+                if stage.dead and walled:
+                    stage.channel.wait_for_end()
+                isolation = "namespaces" if walled else "none"
+                events, usage = stage.take_usage()
+                completed = complete(process, done, watch, events, usage, folders, redact, self._store, isolation)
+                names = [folder.name for folder in folders.writable.values()]
+                stage.folders.take_back(names, None if secrets else watch.left)
+            return completed
+        except BaseException:
+            stage.dead = True
+            raise
+        finally:
+            self._stages.give_back(key, stage)
+
+    def _make_stage(self, process: Process, view: ImageView, points: Sequence[str], *, walled: bool) -> Stage:
+        number = f"stage{next(self._numbers)}"
+        folder = self._jobs / number
+        (folder / "root").mkdir(parents=True)
+        group = self._group(process.box.limits, number)
+        try:
+            if not walled:
+                return Stage(self._means.zygote().start_hand(group), folder, group, walled=False)
+            execute = process.box.allow is None
+            steps = self._root_steps(process, view, list(points))
+            steps += [Step("dir", path) for path in points]
+            steps.append(Step("bind", MATERIALS, str(self._materials.root), execute=execute))
+            steps.append(Step("bind", JOBS, str(folder), writable=True, execute=execute))
+            job = self._job(process, view, steps, {}, self._watch([folder], process.box.limits), folder / "root")
+            zygote = self._means.zygote()
+            if process.entry is not None:
+                sdk = next(mount.tree for mount in process.mounts if mount.path == SDK_DIR)
+                zygote = self._means.operator_zygote(view, self._held_tree(sdk))
+            return Stage(zygote.start_stage(job, group), folder, group, walled=True)
+        except BaseException:
+            if group is not None:
+                group.remove()
+            raise
+
+    def _told(self, job: Job, folders: Folders, stage: Stage) -> dict[str, object]:
+        """What a stage is told of a job; see mrp.runtime.sandbox.stage."""
+        mounts = []
+        for path, folder in sorted(folders.all().items()):
+            below = (JOBS, stage.folder) if path in folders.writable else (MATERIALS, self._materials.root)
+            mounts.append((f"{below[0]}/{folder.relative_to(below[1])}", path))
+        return {"mounts": mounts, "argv": job.argv, "env": job.env, "cwd": job.cwd, "rlimits": job.rlimits}
+
+    def _run_in_bubblewrap(self, process: Process, view: ImageView, secrets: dict[str, str], wake: Wake) -> Completed:
+        """A command in a sandbox of its own by bubblewrap."""
+        bubblewrap = self._means.found().bubblewrap
+        assert bubblewrap is not None
+        redact = Redactor(secrets)
+        with self._job_folder() as place, ExitStack() as stack:
+            new_folders = ReusedFolders(place)
+            stack.callback(new_folders.close)
+            folders = lay_out(process, new_folders.get, self._store, self._materials, stack, execute=True)
+            watch = self._watch(list(folders.writable.values()), process.box.limits, folders.base)
             steps = [*self._root_steps(process, view, folders.all()), *folders.steps]
-            job = self._job(process, view, steps, environment(process, view, secrets), place, watch)
+            job = self._job(process, view, steps, environment(process, view, secrets), watch)
             group = self._group(process.box.limits, place.name)
             try:
                 logs, outputs = _pipes()
                 try:
-                    running = self._means.start(process, job, view, folders, outputs, group)
+                    running = start_bubblewrap(bubblewrap, job, outputs, group)
                 finally:
                     _close(outputs)
                 try:
@@ -176,68 +284,34 @@ class LocalBackend:
             finally:
                 if group is not None:
                     group.remove()
-            return complete(process, done, watch, events, usage, folders, redact, self._store, self.isolation)
+            return complete(process, done, watch, events, usage, folders, redact, self._store, "namespaces")
 
-    def _run_item(self, process: Process, view: ImageView, wake: Wake) -> Completed:
-        """An item of a pure operator, in a sandbox that it shares with others."""
-        key = _slot_key(process)
-        pooled = self._slots.take(key, lambda: self._make_slot(process, view))
-        try:
-            number = str(next(pooled.numbers))
-            folders = lay_out_item(process, pooled.folder / number, self._store)
-            watch = self._watch(list(folders.writable.values()), process.box.limits)
-            mounts = [
-                (path, str(folder.relative_to(pooled.folder)), path in folders.writable)
-                for path, folder in sorted(folders.all().items())
-            ]
-            before = pooled.group.events() if pooled.group is not None else Events()
-            logs, outputs = _pipes()
-            try:
-                item = pooled.slot.start(mounts, environment(process, view, {}), process.cwd, outputs)
-            finally:
-                _close(outputs)
-            done: Supervised = supervise(item, logs, float(process.timeout), watch, wake, 0)
-            if pooled.slot.dead:
-                pooled.slot.wait()
-            after = pooled.group.events() if pooled.group is not None else Events()
-            events = Events(after.memory - before.memory, after.pids - before.pids)
-            completed = complete(
-                process, done, watch, events, (0.0, 0), folders, Redactor({}), self._store, self.isolation
-            )
-            remove_folder(pooled.folder / number)
-            return completed
-        except BaseException:
-            pooled.slot.dead = True
-            raise
-        finally:
-            self._slots.give_back(key, pooled)
-
-    def _make_slot(self, process: Process, view: ImageView) -> Pooled:
+    def _make_slot(self, process: Process, view: ImageView, mounts: Sequence[Mount], in_memory: bool) -> Pooled:
         number = f"slot{next(self._numbers)}"
         folder = self._jobs / number
-        (folder / "root").mkdir(parents=True)
-        stack = ExitStack()
-        group = None
-        try:
+        root = folder / "root"
+        root.mkdir(parents=True)
+        execute, limits = process.box.allow is None, process.box.limits
+        with ExitStack() as undo:
+            stack = undo.enter_context(ExitStack())
             code = {mount.path: mount.tree for mount in process.mounts if mount.path in CODE}
             places = {path: stack.enter_context(self._materials.tree(tree, self._store)) for path, tree in code.items()}
-            points = item_points(process)
-            execute = process.box.allow is None
-            steps = self._root_steps(process, view, [*points, *code])
-            steps += [Step("dir", path) for path in points]
+            planned = plan_folders(process, mounts, root, folder / "items", in_memory=in_memory)
+            steps = self._root_steps(process, view, [*(mount.path for mount in mounts), *code])
             steps += [Step("bind", path, str(place), execute=execute) for path, place in sorted(places.items())]
-            steps.append(Step("bind", READ_ONLY, str(folder), execute=execute))
-            steps.append(Step("bind", WRITABLE, str(folder), writable=True, execute=execute))
-            watch = self._watch([folder], process.box.limits)
-            job = self._job(process, view, steps, environment(process, view, {}), folder, watch)
-            group = self._group(process.box.limits, number)
-            slot = self._means.operator_zygote(view, places[SDK_DIR]).start_slot(job, group)
-        except BaseException:
+            steps += planned.steps
+            job = self._job(process, view, steps, environment(process, view, {}), self._watch([], limits), root)
+            group = self._group(limits, number)
             if group is not None:
-                group.remove()
-            stack.close()
-            raise
-        return Pooled(slot, folder, group, stack)
+                undo.callback(group.remove)
+            slot = self._means.operator_zygote(view, places[SDK_DIR]).start_slot(job, group)
+            undo.callback(slot.close)
+            points = make_points(slot, planned, mounts)
+            watch = self._watch([point.folder for point in points if point.writable], limits)
+            if in_memory:
+                watch = MemoryWatch(**vars(watch))
+            undo.pop_all()
+        return Pooled(slot, folder, points, group, stack, limits.memory, watch, "namespaces", in_memory)
 
     def _job(
         self,
@@ -245,10 +319,9 @@ class LocalBackend:
         view: ImageView,
         steps: Sequence[Step],
         env: Mapping[str, str],
-        place: Path,
         watch: Watch,
+        root: Path | None = None,
     ) -> Job:
-        (place / "root").mkdir(exist_ok=True)
         limits, allow = process.box.limits, process.box.allow
         rlimits = {"core": 0, "fsize": watch.disk + watch.base, "nofile": _OPEN_FILES}
         if watch.memory is not None:
@@ -256,7 +329,7 @@ class LocalBackend:
             if _counts_processes_by_namespace():
                 rlimits["nproc"] = limits.pids + 1
         return Job(
-            root=str(place / "root"),
+            root=str(root or ""),
             steps=list(steps),
             argv=list(process.argv) if process.entry is None else None,
             env=env,
@@ -264,7 +337,7 @@ class LocalBackend:
             uid=view.uid,
             gid=view.gid,
             rlimits=rlimits,
-            seccomp=base64.b64encode(filter_program(forbid_memory_files=allow is not None)).decode(),
+            seccomp=filter_program(forbid_memory_files=allow is not None).hex(),
             allow=None if allow is None else list(allow),
             private_network=process.box.network != "open",
             import_paths=[SDK_DIR, OPERATOR_DIR],
@@ -286,14 +359,14 @@ class LocalBackend:
                 self._views[image] = view_image(image, self._store, self._materials, self._held)
             return self._views[image]
 
-    def _watch(self, folders: list[Path], limits: Limits) -> Watch:
+    def _watch(self, folders: list[Path], limits: Limits, base: int = 0) -> Watch:
         watched = self._groups() is None
         return Watch(
             folders,
             limits.disk,
             memory=limits.memory if watched else None,
             pids=limits.pids if watched else None,
-            base=folder_bytes(folders),
+            base=base,
         )
 
     def _groups(self) -> Hierarchy | None:
@@ -309,6 +382,13 @@ class LocalBackend:
         # The sandbox's own first process is not the task's.
         name = f"{self._scratch.name}-{name}"
         return hierarchy.create(name, memory=limits.memory, cpus=limits.cpus, pids=limits.pids + 1)
+
+    def _held_tree(self, tree: Digest) -> Path:
+        """The folder of a tree that stays as long as this backend."""
+        with self._lock:
+            if tree not in self._held_trees:
+                self._held_trees[tree] = self._held.enter_context(self._materials.tree(tree, self._store))
+            return self._held_trees[tree]
 
     @contextmanager
     def _wake(self) -> Iterator[Wake]:
@@ -345,11 +425,11 @@ def _started_anew(process: Process, view: ImageView) -> Process:
     return dataclasses.replace(process, argv=argv, entry=None, pure=False, env=env)
 
 
-def _slot_key(process: Process) -> tuple[object, ...]:
-    """What is the same for all items of a slot."""
+def _stage_key(process: Process, points: Sequence[str]) -> tuple[object, ...]:
+    """What is the same for all jobs of a stage."""
     box = process.box
-    code = tuple((mount.path, mount.tree) for mount in process.mounts if mount.path in CODE)
-    return (box.image, box.network, box.limits, box.allow, code, tuple(item_points(process)))
+    sdk = [mount.tree for mount in process.mounts if mount.path == SDK_DIR and process.entry is not None]
+    return (box.image, box.network, box.limits, box.allow, tuple(sdk), tuple(points))
 
 
 def _pipes() -> tuple[tuple[int, int], tuple[int, int]]:

@@ -19,7 +19,7 @@ class Materials:
 
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
-        self._root = root
+        self.root = root
         self._lock = threading.Lock()
         self._making: dict[str, threading.Lock] = {}
         self._users: dict[str, int] = {}
@@ -27,13 +27,13 @@ class Materials:
         self._made = 0
 
     @contextmanager
-    def use(self, name: str, make: Callable[[Path], None]) -> Iterator[Path]:
+    def use(self, name: str, make: Callable[[Path], object]) -> Iterator[Path]:
         """The folder `name`, filled by `make` when it is not there; it stays while the context is open."""
         with self._lock:
             self._users[name] = self._users.get(name, 0) + 1
             self._idle.pop(name, None)
             making = self._making.setdefault(name, threading.Lock())
-        folder = self._root / name
+        folder = self.root / name
         try:
             with making:
                 if not folder.exists():
@@ -46,10 +46,10 @@ class Materials:
         """The folder with a stored tree."""
         return self.use(tree, lambda folder: store.checkout(tree, folder, writable=False))
 
-    def _make(self, folder: Path, make: Callable[[Path], None]) -> None:
+    def _make(self, folder: Path, make: Callable[[Path], object]) -> None:
         with self._lock:
             self._made += 1
-            unfinished = self._root / f".{self._made}"
+            unfinished = self.root / f".{self._made}"
         try:
             make(unfinished)
             # A folder that may not be written to may not be renamed by all file systems' rules either.
@@ -73,9 +73,9 @@ class Materials:
             oldest, _ = self._idle.popitem(last=False)
             del self._making[oldest]
             self._made += 1
-            discarded = self._root / f".{self._made}"
-            if not (self._root / oldest).exists():
+            discarded = self.root / f".{self._made}"
+            if not (self.root / oldest).exists():
                 return
-            (self._root / oldest).chmod(0o755)
-            (self._root / oldest).rename(discarded)
+            (self.root / oldest).chmod(0o755)
+            (self.root / oldest).rename(discarded)
         remove_folder(discarded)

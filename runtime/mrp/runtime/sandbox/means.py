@@ -1,6 +1,5 @@
 """Means: by what this machine can isolate processes, and which of it runs a given process."""
 
-import base64
 import os
 import sys
 import threading
@@ -10,44 +9,58 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from mrp.runtime.images.host import HOST_FOLDERS
-from mrp.runtime.sandbox.bubblewrap import find_bubblewrap, start_bubblewrap, works
-from mrp.runtime.sandbox.cgroups import Group
+from mrp.runtime.sandbox.bubblewrap import find_bubblewrap, works
 from mrp.runtime.sandbox.launcher import Job
 from mrp.runtime.sandbox.layout import DEFAULT_ENV, Folders, ImageView
-from mrp.runtime.sandbox.plain import start_plain
 from mrp.runtime.sandbox.seccomp import filter_program
+from mrp.runtime.sandbox.stages import Stage
 from mrp.runtime.sandbox.steps import Step
-from mrp.runtime.sandbox.supervise import Running, Wake, Watch, supervise
+from mrp.runtime.sandbox.supervise import Wake, Watch, supervise
 from mrp.runtime.sandbox.warm import Zygote, Zygotes
 from mrp.specs.errors import InfraError
 from mrp.specs.work import OPERATOR_DIR, SDK_DIR, Process
 
 Kind: TypeAlias = Literal["bubblewrap", "launcher", "plain"]
 
-ALL: tuple[Kind, ...] = ("bubblewrap", "launcher", "plain")
-"""The preferred first. With bubblewrap, our launcher still runs operators and what only it can do."""
+ALL: tuple[Kind, ...] = ("launcher", "bubblewrap", "plain")
+"""The preferred first."""
 
 _PROBE_SECONDS = 20.0
 
 
+Way: TypeAlias = Literal["stage", "bubblewrap", "hand"]
+"""How a process is run: in a sandbox of ours that stands ready, in one of bubblewrap, or without walls."""
+
+
 @dataclass(frozen=True)
 class Found:
-    """What works here. `bubblewrap` is its path when it is used."""
+    """What works here: the path of bubblewrap, and whether our launcher does."""
 
-    kind: Kind
     bubblewrap: str | None
     launcher: bool
 
 
 class Means:
-    """The means of one backend, of those that it may use. Safe from any thread."""
+    """The means of one backend, of those that it may use. Safe from any thread.
 
-    def __init__(self, allowed: Sequence[Kind], place: Path) -> None:
+    require: the weakest isolation that will do; with `none`, a command is run without walls, which is cheapest.
+    """
+
+    def __init__(self, allowed: Sequence[Kind], require: str, place: Path) -> None:
         self._allowed = allowed
+        self._require = require
         self._place = place
         self._zygotes = Zygotes(place)
         self._lock = threading.Lock()
         self._found: Found | None = None
+
+    @property
+    def isolation(self) -> str:
+        """The weakest level that a process may get. Raises InfraError when nothing that is allowed works."""
+        if self._goes_without_walls:
+            return "none"
+        found = self.found()
+        return "namespaces" if found.launcher or found.bubblewrap else "none"
 
     def found(self) -> Found:
         """Find out, once, what works. Raises InfraError when nothing that is allowed does."""
@@ -56,52 +69,52 @@ class Means:
                 self._found = self._probe()
             return self._found
 
+    def way(self, process: Process, view: ImageView) -> Way:
+        """The cheapest way that will do for a process. Raises InfraError."""
+        needs_walls = process.box.allow is not None or view.layers is not None
+        if self._goes_without_walls and process.entry is None and not needs_walls:
+            return "hand"
+        found = self.found()
+        if found.bubblewrap is not None and process.box.allow is None and not (found.launcher and process.entry):
+            return "bubblewrap"
+        if found.launcher:
+            return "stage"
+        if needs_walls or self._require != "none":
+            what = "`allow`" if process.box.allow is not None else "an image with layers" if needs_walls else "policy"
+            raise InfraError(f"{what} needs a sandbox, and this machine can make none", retryable=False)
+        return "hand"
+
+    @property
+    def _goes_without_walls(self) -> bool:
+        return self._require == "none" and "plain" in self._allowed
+
     def can_fork(self, process: Process, view: ImageView) -> bool:
         """Whether an operator can be forked from a warm process, which has Python's own variables fixed already."""
         own = {**view.env, **process.box.env, **process.env}
         fixed = all(value == DEFAULT_ENV.get(name) for name, value in own.items() if name.startswith("PYTHON"))
-        return self.found().launcher and fixed
+        return fixed and self.found().launcher
 
     def operator_zygote(self, view: ImageView, sdk: Path) -> Zygote:
         """The warm process for Python operators in an image. Raises InfraError when the image has no Python."""
         return self._zygotes.get(_python(view), sdk)
 
-    def start(
-        self,
-        process: Process,
-        job: Job,
-        view: ImageView,
-        folders: Folders,
-        outputs: tuple[int, int],
-        group: Group | None,
-    ) -> Running:
-        """Start `process` as `job` describes it for a sandbox. Raises InfraError."""
-        found = self.found()
-        if found.kind == "plain":
-            return _start_plain(process, job, view, folders, outputs, group)
-        if job.argv is None:
-            return self.operator_zygote(view, folders.read_only[SDK_DIR]).start(job, outputs, group)
-        if found.bubblewrap is not None and job.allow is None:
-            return start_bubblewrap(found.bubblewrap, job, outputs, group)
-        if not found.launcher:
-            raise InfraError("`allow` needs a Linux kernel with namespaces and Landlock", retryable=False)
-        return self._zygotes.get(sys.executable, None).start(job, outputs, group)
+    def zygote(self) -> Zygote:
+        """The warm process that commands are started from."""
+        return self._zygotes.get(sys.executable, None)
 
     def close(self) -> None:
         """End the warm processes."""
         self._zygotes.close()
 
     def _probe(self) -> Found:
+        """Our launcher is preferred. With bubblewrap alone it still runs operators, and what only it can do."""
+        if "launcher" in self._allowed and self._launcher_works():
+            return Found(None, True)
         bubblewrap = find_bubblewrap() if "bubblewrap" in self._allowed else None
-        if bubblewrap is not None and not works(bubblewrap):
-            bubblewrap = None
-        launcher = ("launcher" in self._allowed or bubblewrap is not None) and self._launcher_works()
-        if bubblewrap is not None:
-            return Found("bubblewrap", bubblewrap, launcher)
-        if launcher:
-            return Found("launcher", None, True)
+        if bubblewrap is not None and works(bubblewrap):
+            return Found(bubblewrap, "launcher" not in self._allowed and self._launcher_works())
         if "plain" in self._allowed:
-            return Found("plain", None, False)
+            return Found(None, False)
         raise InfraError(
             "no sandbox can be made on this machine; install bubblewrap and allow user namespaces", retryable=False
         )
@@ -110,20 +123,22 @@ class Means:
         """Run one job that does nothing."""
         root = self._place / "probe"
         root.mkdir(exist_ok=True)
-        job = _probe_job(str(root))
         wake = Wake()
         try:
-            read, write = os.pipe()
-            errors_read, errors_write = os.pipe()
+            stage = Stage(self.zygote().start_stage(_probe_job(str(root)), None), root, None, walled=True)
             try:
-                running = self._zygotes.get(sys.executable, None).start(job, (write, errors_write), None)
+                (read, write), (errors_read, errors_write) = os.pipe(), os.pipe()
+                try:
+                    told = {"mounts": [], "argv": ["true"], "env": DEFAULT_ENV, "cwd": "/", "rlimits": {}}
+                    running = stage.start(told, (write, errors_write))
+                finally:
+                    os.close(write)
+                    os.close(errors_write)
+                watch = Watch([self._place], disk=2**62)
+                done = supervise(running, (read, errors_read), _PROBE_SECONDS, watch, wake, 0)
+                return done.killed is None and done.ended.exit_code == 0
             finally:
-                os.close(write)
-                os.close(errors_write)
-            watch = Watch([self._place], disk=2**62)
-            done = supervise(running, (read, errors_read), _PROBE_SECONDS, watch, wake, 0)
-            running.close()
-            return done.killed is None and done.ended.exit_code == 0
+                stage.close()
         except InfraError:
             return False
         finally:
@@ -140,13 +155,13 @@ def _probe_job(root: str) -> Job:
     return Job(
         root=root,
         steps=steps,
-        argv=["true"],
+        argv=None,
         env=DEFAULT_ENV,
         cwd="/",
         uid=1000,
         gid=1000,
         rlimits={},
-        seccomp=base64.b64encode(filter_program()).decode(),
+        seccomp=filter_program().hex(),
     )
 
 
@@ -165,19 +180,17 @@ def _python(view: ImageView) -> str:
     return view.python
 
 
-def _start_plain(
-    process: Process, job: Job, view: ImageView, folders: Folders, outputs: tuple[int, int], group: Group | None
-) -> Running:
-    if job.allow is not None or view.layers is not None:
-        what = "`allow`" if job.allow is not None else "an image with layers"
-        raise InfraError(f"{what} needs a sandbox, and this machine can make none", retryable=False)
+def told_to_hand(process: Process, job: Job, view: ImageView, folders: Folders) -> dict[str, object]:
+    """What a hand is told (see mrp.runtime.sandbox.hand): a job with the names that its folders have outside."""
     places = {path: str(folder) for path, folder in folders.all().items()}
     env = {name: places.get(value, value) for name, value in job.env.items()}
     env["TMPDIR"] = places["/tmp"]
     argv = job.argv
     if argv is None:
         argv = operator_argv(view, places[SDK_DIR], places[OPERATOR_DIR])
-    return start_plain(argv, env, _outside(job.cwd, places), job.rlimits, outputs, group)
+    # The number of processes is counted for the whole user here, and so is left alone.
+    rlimits = {name: value for name, value in job.rlimits.items() if name != "nproc"}
+    return {"argv": list(argv), "env": env, "cwd": str(_outside(job.cwd, places)), "rlimits": rlimits}
 
 
 def _outside(path: str, places: Mapping[str, str]) -> Path:

@@ -1,8 +1,9 @@
 """The contract of sandbox backends."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from mrp.specs.errors import InfraError
 from mrp.specs.work import Completed, Process
 
 
@@ -24,6 +25,21 @@ class Backend(Protocol):
 
         `secrets` holds the values of the names in `process.box.secrets`; they are given as environment variables
         and redacted from what is kept. `tag` names the action in error messages.
+        """
+
+    def run_many(
+        self,
+        processes: Sequence[Process],
+        *,
+        tags: Sequence[str],
+        finished: Callable[[int, "Completed | InfraError"], None],
+        returned: Callable[[int], None] | None = None,
+    ) -> int:
+        """Run the first of `processes` that may share a sandbox, one after the other; gives how many these are.
+
+        None of them has secrets. `finished` gets the number of each with what came of it, as soon as it ended and in
+        order; what it does counts towards nobody's time. When one takes long, the number of the one behind it may be
+        given to `returned`: that and all further ones have not begun, and will not. Raises Cancelled.
         """
 
     def cancel(self) -> None:

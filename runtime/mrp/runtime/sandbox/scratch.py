@@ -7,7 +7,6 @@ whose process ids mean nothing here. Control groups carry the folder's name, so 
 import contextlib
 import fcntl
 import os
-import secrets
 import shutil
 import subprocess
 import time
@@ -25,7 +24,7 @@ class Scratch:
     """A new folder below `root`, held until `close`. Raises InfraError when it cannot be made."""
 
     def __init__(self, root: Path) -> None:
-        self.name = f"{_PREFIX}{secrets.token_hex(6)}"
+        self.name = f"{_PREFIX}{os.urandom(6).hex()}"
         self.folder = root.absolute() / self.name
         unlocked = root.absolute() / f".{self.name}"
         try:

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mrp.cache.folders import ENTRY_BYTES
 from mrp.runtime.sandbox.protocol import Cancelled
 from mrp.specs.errors import InfraError
 from mrp.specs.work import LOG_BYTES
-
-ENTRY_BYTES = 4096
-"""What a file counts at least, and an empty folder or symlink counts, towards the disk limit."""
 
 _FIRST_TICK, _TICK = 0.02, 0.1
 _GRACE = 1.0
@@ -125,7 +123,7 @@ class Watch:
     """Limits that are watched, not enforced by the kernel: bytes in writable folders, and more where no cgroup is.
 
     `disk` and `memory` are in bytes; `memory` and `pids` None where a cgroup limits them; `base` is what the folders
-    held at first. `full` and `crowded` tell whether disk and pids were ever used up.
+    held at first, `left` what they held at last. `full` and `crowded` tell whether disk and pids were ever used up.
     """
 
     folders: Sequence[Path]
@@ -133,6 +131,7 @@ class Watch:
     memory: int | None = None
     pids: int | None = None
     base: int = 0
+    left: int = 0
     full: bool = False
     crowded: bool = False
 
@@ -205,7 +204,8 @@ class _Supervision:
 
     def wait(self) -> Ended:
         """Poll until the process has ended; limits are looked at in ticks, rarer when looking takes long."""
-        tick = _FIRST_TICK
+        # Where a control group holds memory, only disk is watched, and most processes end before that matters.
+        tick = _TICK if self._watch.memory is None else _FIRST_TICK
         next_look = time.monotonic() + tick
         kill_at: float | None = None
         while True:

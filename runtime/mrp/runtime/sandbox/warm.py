@@ -7,20 +7,22 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import mrp.runtime.sandbox.zygote as zygote_module
 from mrp.runtime.sandbox.cgroups import Group
 from mrp.runtime.sandbox.launcher import Job, exit_code, send_frame
+from mrp.runtime.sandbox.slot import FOLDERS_ARE
 from mrp.runtime.sandbox.supervise import Ended, descendants, signal_all
-from mrp.runtime.sandbox.zygote import ONE, ONE_WITH_NETWORK, SLOT, SLOT_WITH_NETWORK
+from mrp.runtime.sandbox.zygote import HAND, SLOT, SLOT_WITH_NETWORK, STAGE, STAGE_WITH_NETWORK
 from mrp.specs.errors import InfraError
 from mrp.specs.work import SDK_DIR
 
 _START = (
-    "import sys; sys.path[0:1] = []; sys.path.append(sys.argv[2]); "
+    "import sys; sys.path[:] = filter(None, sys.path); sys.path.append(sys.argv[2]); "
     "from mrp.runtime.sandbox.zygote import main; main(int(sys.argv[1]), *sys.argv[2:])"
 )
 _ENV = {
@@ -49,7 +51,8 @@ class Zygote:
         try:
             with log.open("ab") as errors:
                 self._process = subprocess.Popen(
-                    [python, "-c", _START, *arguments],
+                    # Only functions need the site's packages; commands start the faster the smaller this one is.
+                    [python, *(["-I", "-S"] if sdk is None else []), "-c", _START, *arguments],
                     env=_ENV,
                     cwd="/",
                     stdin=subprocess.DEVNULL,
@@ -63,13 +66,18 @@ class Zygote:
         finally:
             theirs.close()
 
-    def start(self, job: Job, outputs: tuple[int, int], group: Group | None) -> "Forked":
-        """Fork a sandboxed process that runs `job` with `outputs` as stdout and stderr. Raises InfraError."""
-        return Forked(self._send(ONE if job.private_network else ONE_WITH_NETWORK, job, outputs, group), job)
+    def start_stage(self, job: Job, group: Group | None) -> "Channel":
+        """Fork a sandboxed process that runs jobs (see mrp.runtime.sandbox.stage). Raises InfraError."""
+        return self._send(STAGE if job.private_network else STAGE_WITH_NETWORK, job, (), group)
+
+    def start_hand(self, group: Group | None) -> "Channel":
+        """Fork a process that runs commands (see mrp.runtime.sandbox.hand). Raises InfraError."""
+        return self._send(HAND, None, (), group)
 
     def start_slot(self, job: Job, group: Group | None) -> "Slot":
         """Fork a sandboxed process that runs items. Raises InfraError."""
-        return Slot(self._send(SLOT if job.private_network else SLOT_WITH_NETWORK, job, (), group))
+        request = SLOT if job.private_network else SLOT_WITH_NETWORK
+        return open_slot(lambda ends: self._send(request, job, ends.given, group))
 
     def is_alive(self) -> bool:
         """Whether it still serves requests."""
@@ -84,14 +92,15 @@ class Zygote:
             self._process.kill()
             self._process.wait()
 
-    def _send(self, request: bytes, job: Job, outputs: Sequence[int], group: Group | None) -> "Channel":
+    def _send(self, request: bytes, job: Job | None, outputs: Sequence[int], group: Group | None) -> "Channel":
         ours, theirs = socket.socketpair()
         opened: list[int] = []
         try:
             for file in group.process_files() if group is not None else ():
                 opened.append(os.open(file, os.O_WRONLY | os.O_CLOEXEC))
             socket.send_fds(self._control, [request], [theirs.fileno(), *outputs, *opened])
-            send_frame(ours, job.to_bytes())
+            if job is not None:
+                send_frame(ours, job.to_bytes())
         except OSError as error:
             ours.close()
             raise InfraError(f"a warm process ended early: {error}{self._said()}") from error
@@ -153,6 +162,12 @@ class Channel:
             self.kill()
             wait_for_end(self.pidfd)
 
+    def hang_up(self) -> None:
+        """Let a process that ends when nobody is there do so, and wait for it."""
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+        wait_for_end(self.pidfd)
+
     def workers(self) -> list[int]:
         """The processes inside, without process 1."""
         return descendants(self.pid)
@@ -180,59 +195,86 @@ class Channel:
         self.connection.settimeout(None)
 
 
-class Forked:
-    """A sandbox that runs one job; see mrp.runtime.sandbox.supervise.Running."""
+class SlotChannel(Protocol):
+    """What tells of a slot's process 1 and ends it; Channel is one."""
 
-    def __init__(self, channel: Channel, job: Job) -> None:
-        self._channel = channel
-        self._exec_error: int | None = None
+    @property
+    def connection(self) -> "Selectable": ...
 
-    def fileno(self) -> int:
-        return self._channel.connection.fileno()
+    def lines(self) -> list[dict[str, object]]:
+        """What has arrived; see Channel."""
 
-    def ended(self) -> Ended | None:
-        for line in self._channel.lines():
-            if "exec" in line:
-                self._exec_error = int(str(line["exec"]))
-            if "status" in line:
-                code = exit_code(int(str(line["status"])))
-                return Ended(code, float(str(line["cpu"])), int(str(line["rss"])), self._exec_error)
-        return None
+    def kill(self) -> None: ...
 
-    def processes(self) -> list[int]:
-        return self._channel.workers()
+    def wait_for_end(self) -> None: ...
 
-    def ask_to_end(self) -> None:
-        signal_all(self.processes(), signal.SIGTERM)
+    def workers(self) -> list[int]: ...
 
-    def kill(self) -> None:
-        self._channel.kill()
+    def close(self) -> None: ...
 
-    def close(self) -> None:
-        self._channel.wait_for_end()
-        self._channel.close()
+
+class Selectable(Protocol):
+    """Something with a descriptor."""
+
+    def fileno(self) -> int: ...
 
 
 class Slot:
-    """A sandbox that runs items one after the other; `dead` once it ended."""
+    """A sandbox that runs items one after the other, a chunk at a time; `dead` once it ended.
 
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
+    `chunks` is the connection to its process 1 and `logs` the ends to read from of its pipes; these and the descriptors
+    in `held` are closed with it.
+    """
+
+    def __init__(self, channel: SlotChannel, chunks: socket.socket, logs: tuple[int, int]) -> None:
+        self.channel, self.chunks, self.logs = channel, chunks, logs
         self.dead = False
         self.served = 0
+        self.held: list[int] = []
 
-    def start(
-        self, mounts: Sequence[tuple[str, str, bool]], env: Mapping[str, str], cwd: str, outputs: tuple[int, int]
-    ) -> "Item":
-        """Run an item with these folders; see mrp.runtime.sandbox.slot.run_slot. Raises InfraError."""
-        data = json.dumps({"mounts": list(mounts), "env": dict(env), "cwd": cwd}).encode()
-        self.served += 1
+    def introduce(self, folders: Sequence[tuple[str, bool, bool]]) -> list[int]:
+        """Tell its process 1 of its folders (name, writable, kept); gives their descriptors. Raises InfraError."""
+        data = json.dumps(folders).encode()
         try:
-            send_frame(self.channel.connection, data, outputs)
+            self.chunks.sendall(FOLDERS_ARE + len(data).to_bytes(4, "big") + data)
+            self.chunks.settimeout(_START_SECONDS)
+            _, descriptors, _, _ = socket.recv_fds(self.chunks, 1, len(folders))
+            self.chunks.settimeout(None)
         except OSError as error:
+            self.ended()
+            raise InfraError(f"a process for pure operators did not start: {error}") from error
+        if len(descriptors) != len(folders):
+            self.channel.wait_for_end()
+            self.ended()
+            raise InfraError("a process for pure operators ended before it began")
+        return descriptors
+
+    def ended(self) -> Ended | None:
+        """How the sandbox ended, None while it lives. Raises InfraError when it failed by itself."""
+        try:
+            lines = self.channel.lines()
+        except InfraError:
             self.dead = True
-            raise InfraError(f"a process for pure operators ended early: {error}") from error
-        return Item(self)
+            raise
+        for line in lines:
+            if "status" in line:
+                self.dead = True
+                code = exit_code(int(str(line["status"])))
+                return Ended(code, float(str(line["cpu"])), int(str(line["rss"])))
+        return None
+
+    def processes(self) -> list[int]:
+        """The processes inside that are not the sandbox's own."""
+        return self.channel.workers()
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM to `processes`."""
+        signal_all(self.processes(), signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill everything in it at once."""
+        self.dead = True
+        self.channel.kill()
 
     def wait(self) -> None:
         """Kill the sandbox and wait until nothing of it is left."""
@@ -243,44 +285,47 @@ class Slot:
         """Kill the sandbox, wait, and let go of it."""
         self.wait()
         self.channel.close()
+        self.chunks.close()
+        for descriptor in (*self.logs, *self.held):
+            os.close(descriptor)
 
 
-class Item:
-    """One item in a slot; see mrp.runtime.sandbox.supervise.Running. When it is killed its slot dies with it."""
+def open_slot(start: Callable[["SlotEnds"], SlotChannel]) -> Slot:
+    """A slot whose process 1 `start` starts with the descriptors it is given. Raises what that does."""
+    ends = SlotEnds()
+    try:
+        channel = start(ends)
+    except BaseException:
+        ends.close()
+        raise
+    ends.started()
+    return Slot(channel, ends.chunks, ends.logs)
 
-    def __init__(self, slot: Slot) -> None:
-        self._slot = slot
 
-    def fileno(self) -> int:
-        return self._slot.channel.connection.fileno()
+class SlotEnds:
+    """A new slot's descriptors before it starts: ours, and those that its process 1 gets."""
 
-    def ended(self) -> Ended | None:
-        try:
-            lines = self._slot.channel.lines()
-        except InfraError:
-            self._slot.dead = True
-            raise
-        for line in lines:
-            if "exit" in line:
-                return Ended(int(str(line["exit"])), float(str(line["cpu"])), int(str(line["rss"])))
-            if "status" in line:
-                self._slot.dead = True
-                code = exit_code(int(str(line["status"])))
-                return Ended(code, float(str(line["cpu"])), int(str(line["rss"])))
-        return None
+    def __init__(self) -> None:
+        self.chunks, self._theirs = socket.socketpair()
+        stdout, stderr = os.pipe(), os.pipe()
+        self.logs = (stdout[0], stderr[0])
+        # A duplicate for each side, so that what is left in a pipe can be read when process 1 is gone.
+        self.given = (self._theirs.fileno(), *stdout, *stderr)
+        for descriptor in self.logs:
+            os.set_blocking(descriptor, False)
 
-    def processes(self) -> list[int]:
-        return self._slot.channel.workers()
-
-    def ask_to_end(self) -> None:
-        signal_all(self.processes(), signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._slot.dead = True
-        self._slot.channel.kill()
+    def started(self) -> None:
+        """Let go of what process 1 alone needs."""
+        self._theirs.close()
+        for descriptor in (self.given[2], self.given[4]):
+            os.close(descriptor)
 
     def close(self) -> None:
-        """The slot stays for the next item."""
+        """Let go of all, when no slot could be started."""
+        self.started()
+        self.chunks.close()
+        for descriptor in self.logs:
+            os.close(descriptor)
 
 
 class Zygotes:
