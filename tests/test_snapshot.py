@@ -431,3 +431,16 @@ def test_a_blob_that_stands_but_was_lost_is_made_again(place: Place) -> None:
     report = place.build("//:all")
     assert (report["status"], answer(place)) == ("ok", wanted(place))
     assert len(place.runs()) == 2, "the run that was given up for a whole one leaves nothing"
+
+
+def test_a_target_that_an_earlier_edit_reached_is_reported_as_it_is_now(place: Place) -> None:
+    """Two targets are asked for; each edit reaches one of them."""
+    place.build("//:left", "//:right")
+    (place.folder / "left.txt").write_text("left 2\n")
+    left = place.build("//:left", "//:right")["targets"]["//:left"]
+    (place.folder / "right.txt").write_text("right 2\n")
+    both = place.build("//:left", "//:right")["targets"]
+    assert opened(place) == ["//:right"]
+    assert both["//:left"] == left
+    shutil.rmtree(place.folder / ".mrp" / "snapshots")
+    assert place.build("//:left", "//:right")["targets"] == both

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from mrp.cache.digest import Digest
 from mrp.cache.store import Store
 from mrp.cli.main import main
 from mrp.runtime.sandbox.protocol import Backend
@@ -31,6 +32,9 @@ class FlakyBackend:
         pairs = (pair.rpartition("=") for pair in plan.split(";") if pair)
         self._left = {part: int(times.rstrip("!")) for part, _, times in pairs}
         self._final = {part for part in self._left if f"{part}={self._left[part]}!" in plan}
+
+    def warm(self, image: Digest, sdk: Digest | None) -> None:
+        self._inner.warm(image, sdk)
 
     @property
     def isolation(self) -> str:

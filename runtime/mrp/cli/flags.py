@@ -45,7 +45,9 @@ def add_selection_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that choose how it is run."""
-    parser.add_argument("-j", "--jobs", type=_positive, metavar="N", help="actions at a time (default: one more than cores)")
+    parser.add_argument(
+        "-j", "--jobs", type=_positive, metavar="N", help="actions at a time (default: one more than cores)"
+    )
     parser.add_argument("--engine", metavar="NAME", help="where actions run: local")
     parser.add_argument("--sandbox", metavar="NAME", help="what isolates them: local")
     parser.add_argument("--offline", action="store_true", help="fetch nothing from the network")

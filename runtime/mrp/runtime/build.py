@@ -38,7 +38,7 @@ from mrp.runtime.sdk_tree import sdk_tree
 from mrp.runtime.secret_values import Secrets
 from mrp.runtime.sources import Sources
 from mrp.runtime.state import state_folder, unwritable
-from mrp.specs.errors import Diagnostic, PolicyError, Span, UsageError
+from mrp.specs.errors import Diagnostic, PolicyError, Span, SpecError, UsageError
 from mrp.specs.ir import Plan, plan_bytes
 from mrp.specs.labels import parse_label
 from mrp.specs.results import Ref
@@ -141,17 +141,17 @@ def run_plan(
     With `looked`, what it comes to is remembered for the next build; a `patch` runs a part of a remembered plan.
     Raises StandingPlanLost when that part needs what the store has lost; then nothing was executed twice.
     """
+    datasets: Mapping[str, Value] = {}
     if patch is None:
         plan = adapted_plan(plan, options)
-    with trace.span("read datasets"):
-        datasets = _read_beforehand(plan, options, store, patch.known if patch is not None else {}, thorough=False)
+        datasets = _read_beforehand(plan, options, store, {}, thorough=False)
     state = state_folder(options.root)
     runs.sweep_dead_runs(state)
     run = runs.Run(state)
     log = EventLog(run.folder / "events.jsonl", options.on_event)
     try:
         return _Building(plan, options, store, digests, datasets, run, log, looked, patch).run()
-    except StandingPlanLost:
+    except (StandingPlanLost, SpecError):
         run.forget()
         raise
     except OSError as error:
@@ -192,6 +192,7 @@ class _Building:
         self._slots = min(options.jobs or (os.cpu_count() or 1) + 1, plan.policy.max_workers)
         self._backend: Backend | None = None
         self._started = time.monotonic()
+        self._sdk = cache(lambda: sdk_tree(store))
         self._account = Account()
         self._selection = selection_of(plan, options)
         self._reported = patch.reported if patch is not None else reported_labels(plan)
@@ -218,6 +219,8 @@ class _Building:
         engine = LocalEngine(self._slots, executor.execute, executor.execute_many)
         self._options.interrupt.listen(lambda level: self._interrupted(level, engine))
         try:
+            if self._patch is not None:
+                self._make_ready(self._patch)
             coordinator = self._passes(engine, inflight)
         except BaseException:
             if self._backend is not None:
@@ -229,6 +232,14 @@ class _Building:
                 self._backend.close()
             inflight.close()
         return self._finish(coordinator, plan_digest)
+
+    def _make_ready(self, patch: Patch) -> None:
+        """An edit will run something: what processes need starts while rows are read and keys are made."""
+        if patch.moved:
+            self._prepare_backend()
+            for image, with_sdk in sorted(patch.sandboxes()):
+                self._require_backend().warm(image, self._sdk() if with_sdk else None)
+        self._datasets = _read_beforehand(self._plan, self._options, self._store, patch.known, thorough=False)
 
     def _passes(self, engine: LocalEngine, inflight: InFlight) -> Coordinator:
         provenance = {"run": self._run.run_id, "engine": "local"}
@@ -297,7 +308,7 @@ class _Building:
             values=values,
             host=self._facts.describe,
             import_sources=Sources(self._options.root, self._store).bring,
-            sdk=cache(lambda: sdk_tree(self._store)),
+            sdk=self._sdk,
             selection=self._selection,
             before=self._patch.before() if self._patch is not None else {},
         )
@@ -409,8 +420,9 @@ def _read_beforehand(
     """
     for attempt in range(_MOST_PASSES):
         try:
-            datasets = read_datasets(plan, options.root, store, known, thorough=thorough)
-            check_items(plan, datasets, store)
+            with trace.span("read datasets"):
+                datasets = read_datasets(plan, options.root, store, known, thorough=thorough)
+                check_items(plan, datasets, store)
             return datasets
         except MissingBlob:
             if attempt == _MOST_PASSES - 1:

@@ -5,14 +5,14 @@ built instead. Any other change than one of a source's bytes (documents, folders
 snapshot useless before anything here is asked.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mrp.cache.canonical import canonical_bytes
 from mrp.cache.digest import Digest
 from mrp.cache.store import Store
-from mrp.rules.rule import TrialsValue, Value
+from mrp.rules.rule import OperatorValue, SandboxValue, TrialsValue, Value
 from mrp.rules.value_json import value_from_json, value_to_json
 from mrp.runtime import snapshot
 from mrp.runtime.account import merged_lines, staying_lines
@@ -21,7 +21,7 @@ from mrp.runtime.report import TargetReport
 from mrp.runtime.standing import Standing, unpack
 from mrp.runtime.state import state_folder
 from mrp.specs.decode import decode
-from mrp.specs.ir import TASKS, Plan
+from mrp.specs.ir import TASKS, CommandTask, MapTask, Plan, ReduceTask, Task
 from mrp.specs.results import Ref
 
 _MOST_MOVED = 1000
@@ -93,6 +93,16 @@ class Patch:
         outputs = self.outputs(label) if told["outputs"] else {}
         return TargetReport(**{**told, "outputs": outputs})
 
+    def sandboxes(self) -> set[tuple[Digest, bool]]:
+        """Images in which the edit is likely to run processes, and whether these are Python operators."""
+        found = set()
+        for task in self.plan.tasks:
+            for operator, sandbox in _processes(task):
+                box, code = self.known.get(sandbox), self.known.get(operator)
+                if isinstance(box, SandboxValue):
+                    found.add((box.box.image, isinstance(code, OperatorValue) and code.task.entry is not None))
+        return found
+
     def before(self) -> dict[str, TrialsValue]:
         """What the rollouts that are looked at came to."""
         values = {label: self.value(place) for label, place in self._places.items() if self._is_rollout(place)}
@@ -137,3 +147,15 @@ def patch_of(root: Path, identity: Sequence[str]) -> Patch | None:
     changed = {task for place in moved for task in standing.uses[place]}
     always = set(standing.head["always"])
     return Patch(found, standing, standing.users.reached(changed | always))
+
+
+def _processes(task: Task) -> Iterator[tuple[str, str]]:
+    """(operator or "", sandbox) of the processes that a task runs."""
+    if isinstance(task, CommandTask):
+        yield "", task.sandbox
+    elif isinstance(task, MapTask):
+        yield task.agent, task.sandbox
+        if task.grade is not None and task.grade.result is None:
+            yield task.grade.operator or "", task.grade.sandbox or task.sandbox
+    elif isinstance(task, ReduceTask) and not task.reducer.startswith("builtin:"):
+        yield task.reducer, task.sandbox

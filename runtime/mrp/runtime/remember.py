@@ -100,7 +100,7 @@ def remember(
     fixed = _fixed(facts.paths(), looked.began)
     if fixed is None:
         return
-    standing = _standing(looked, plan, values, lines, report, files)
+    standing = _standing(looked, plan, values, lines, files)
     standing.head |= {"base": record["plan"], "moved": {}}
     head = {
         "identity": list(identity),
@@ -137,9 +137,11 @@ def _write(
     began: int,
     store: Store,
 ) -> None:
+    actions = report.executed + report.cached
+    standing.head["actions"] = actions
+    standing.head["targets"] = {label: target.to_json() for label, target in report.targets.items()}
     outputs, blobs = _outputs(root, report, began, store)
     plan = standing.pack()
-    actions = report.executed + report.cached
     sealed = {**record, "run_id": snapshot.RUN, "wall_s": snapshot.WALL, "executed": 0, "cached": actions}
     sealed["cost"] = {"usd": "0", "estimate_usd": "0"}
     document = {name: value for name, value in sealed.items() if name not in ("plan", "requested", "digests")}
@@ -215,7 +217,6 @@ def _standing(
     plan: Plan,
     values: Mapping[str, Value],
     lines: Mapping[str, bytes],
-    report: BuildReport,
     files: snapshot.Table,
 ) -> Standing:
     labels = [task.label for task in plan.tasks]
@@ -228,8 +229,6 @@ def _standing(
         "plan": plan_head(plan),
         "settings": dict(looked.settings),
         "reported": reported_labels(plan),
-        "targets": {label: target.to_json() for label, target in report.targets.items()},
-        "actions": report.executed + report.cached,
         # A publication is never answered from memory: its sink is asked.
         "always": [number for number, task in enumerate(plan.tasks) if isinstance(task, ProduceTask)],
     }

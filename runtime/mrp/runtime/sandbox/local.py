@@ -9,11 +9,12 @@ import os
 import platform
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 
 from mrp.cache.digest import Digest
+from mrp.cache.errors import CacheError
 from mrp.cache.store import Store
 from mrp.runtime.sandbox import means
 from mrp.runtime.sandbox.bubblewrap import start_bubblewrap
@@ -132,6 +133,13 @@ class LocalBackend:
             items = list(takewhile(lambda item: item is not None, map(self._as_shared, processes)))
             self._slots.run([item for item in items if item is not None], wake, ended, returned)
             return len(items)
+
+    def warm(self, image: Digest, sdk: Digest | None) -> None:
+        """See mrp.runtime.sandbox.protocol.Backend."""
+        with suppress(InfraError, CacheError, OSError):
+            self._means.zygote()
+            if sdk is not None:
+                self._means.operator_zygote(self._view(image), self._held_tree(sdk))
 
     def cancel(self) -> None:
         """See mrp.runtime.sandbox.protocol.Backend."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from mrp.cache.digest import Digest
 from mrp.specs.errors import InfraError
 from mrp.specs.work import Completed, Process
 
@@ -40,6 +41,12 @@ class Backend(Protocol):
         None of them has secrets. `finished` gets the number of each with what came of it, as soon as it ended and in
         order; what it does counts towards nobody's time. When one takes long, the number of the one behind it may be
         given to `returned`: that and all further ones have not begun, and will not. Raises Cancelled.
+        """
+
+    def warm(self, image: Digest, sdk: Digest | None) -> None:
+        """Begin to start what processes of an image will need, and return at once; `sdk` for Python operators.
+
+        It only saves time: what goes wrong is found, and said, when a process runs.
         """
 
     def cancel(self) -> None:
