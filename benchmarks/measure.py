@@ -27,6 +27,10 @@ class Finished:
     output: str
 
 
+# Tools written in Python keep their byte code, as they do wherever they are installed.
+_OURS = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def measure(command: Sequence[str], folder: Path, environment: Mapping[str, str], limit: float) -> Finished:
     """Run `command` in `folder` to its end, with `environment` added to ours; after `limit` seconds it is killed."""
     with tempfile.TemporaryFile() as output:
@@ -34,7 +38,7 @@ def measure(command: Sequence[str], folder: Path, environment: Mapping[str, str]
         child = subprocess.Popen(
             command,
             cwd=folder,
-            env={**os.environ, **environment},
+            env={**_OURS, **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

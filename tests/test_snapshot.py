@@ -23,7 +23,7 @@ targets:
   left: {kind: command, srcs: [left.txt], outs: [l.txt], command: [sh, -c, "cat left.txt > l.txt"]}
   right: {kind: command, srcs: [right.txt], outs: [r.txt], command: [sh, -c, "cat right.txt > r.txt"]}
   both: {kind: command, srcs: [":left", ":right"], outs: [b.txt], command: [sh, -c, "cat l.txt r.txt > b.txt"]}
-  all: {kind: command, srcs: [":both", "parts/*.txt"], outs: [all.txt], command: [sh, -c, "cat b.txt parts/* > all.txt"]}
+  all: {kind: command, srcs: [":both", "parts/*"], outs: [all.txt], command: [sh, -c, "cat b.txt parts/* > all.txt"]}
 """,
     "left.txt": "left 1\n",
     "right.txt": "right 1\n",

@@ -44,6 +44,6 @@ class Bazel:
                 raise WrongWork(f"{ran} commands ran in linux-sandbox; expected were {sandboxed}")
             then()
 
-        jobs = len(os.sched_getaffinity(0))
+        jobs = len(os.sched_getaffinity(0)) + 1
         flags = ("--spawn_strategy=linux-sandbox", "--nosandbox_debug", f"--jobs={jobs}", "--noshow_progress")
         return Step((*self._program, "build", target, *flags), self.root, {}, before, check, rounds)

@@ -17,7 +17,8 @@ from benchmarks.workloads.mrp import Workspace
 ROWS = ("cold", "edit", "revert", "touch", "null", "deleted", "clone")
 """In this order each row begins with everything built and no leaf edited, but `revert`, which undoes `edit`."""
 
-CORES = str(len(os.sched_getaffinity(0)))
+JOBS = str(len(os.sched_getaffinity(0)) + 1)
+"""One more than cores, for every tool: the default of mrp, and of ninja on two cores."""
 
 
 def w1(size: int, tools: Sequence[str], *, rounds: int = 5, slow: Mapping[str, Slow] | None = None) -> Benchmark:
@@ -28,7 +29,7 @@ def w1(size: int, tools: Sequence[str], *, rounds: int = 5, slow: Mapping[str, S
         return [TOOLS[tool](folder / tool.replace(" ", "-"), size, fewer.get(tool, {})) for tool in tools]
 
     about = (
-        f"{size:,} leaf files, {size:,} commands that copy one, groups of 100, one file of all, on {CORES} jobs. "
+        f"{size:,} leaf files, {size:,} commands that copy one, groups of 100, one file of all, on {JOBS} jobs. "
         "cold: nothing was built; edit: one leaf has a new content; revert: its first content again; touch: only its "
         "time moved; null: nothing happened; deleted: the outputs are gone, the cache is there; clone: also mrp's "
         "state is gone."
@@ -107,13 +108,13 @@ def _ninja(folder: Path, size: int, slow: Slow) -> Contestant:
         if "no work to do" not in finished.output:
             raise WrongWork("ninja found work to do in a null build")
 
-    command = (program("ninja", "ninja"), "-j", CORES)
+    command = (program("ninja", "ninja"), "-j", JOBS)
     files, state = w1_files.ninja_files, ("out", ".ninja_log", ".ninja_deps")
     return _by_time("ninja", "ninja", command, files, state, folder, size, slow, check_null=check_null)
 
 
 def _snakemake(folder: Path, size: int, slow: Slow) -> Contestant:
-    command = (program("snakemake", "snakemake"), "--cores", CORES, "--quiet", "all", "--", "out/root.txt")
+    command = (program("snakemake", "snakemake"), "--cores", JOBS, "--quiet", "all", "--", "out/root.txt")
     files, state = w1_files.snakemake_files, ("out", ".snakemake")
     return _by_time("snakemake", "snakemake", command, files, state, folder, size, slow)
 

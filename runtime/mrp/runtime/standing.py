@@ -66,7 +66,8 @@ class Edges:
 
 class Standing:
     """`head` has `plan` (without tasks), `settings` of the configs, `reported` labels, `targets` (their reports), the
-    number of `actions`, the places of tasks that are `always` looked at, and how the plan is recorded (`base`, `moved`).
+    number of `actions`, the places of tasks that are `always` looked at, and how the plan is recorded (`base` and
+    `moved`).
 
     tasks, values: JSON texts in the plan's order. lines: those of digests.jsonl of each task, the tasks in order of
     their labels' JSON. `uses`: the tasks that name a file, by its place in the snapshot.

@@ -194,8 +194,12 @@ def run_calls(calls: Sequence[Call]) -> None:
             _check(-1, what)
 
 
-def fork_briefly() -> int:
-    """Fork a child that only makes calls and executes: what Python does for one that lives on is left out."""
+def fork_alone() -> int:
+    """Fork without what Python does in a child about other threads and held locks: the caller must have neither.
+
+    Modules are not told of the fork. For those that stand ready in a zygote that is about threads and locks, too, and
+    that `random` is seeded anew, which mrp.sdk does.
+    """
     return _check(_libc.fork(), "fork")
 
 

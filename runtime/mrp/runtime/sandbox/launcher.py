@@ -220,8 +220,10 @@ def start_work(
 
 def prepare_imports(job: Job) -> None:
     """Make this warm interpreter import, and tell the time, as a fresh one in the sandbox would."""
-    os.environ["TZ"] = job.env.get("TZ", "UTC")
-    time.tzset()
+    zone = job.env.get("TZ", "UTC")
+    if zone != os.environ.get("TZ"):
+        os.environ["TZ"] = zone
+        time.tzset()
     sys.path[0:0] = job.import_paths
     for place, finder in list(sys.path_importer_cache.items()):
         if finder is None:

@@ -5,9 +5,12 @@ loading code into it, asynchronous calls that no filter sees, handles that name 
 families that network namespaces do not hold back, and typing into the caller's terminal.
 """
 
+import ctypes.util
 import errno
 import functools
+import importlib
 import tempfile
+from typing import Any
 
 from mrp.specs.errors import InfraError
 
@@ -23,6 +26,7 @@ _CLONE_NAMESPACES = (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000,
 _TERMINAL_CONTROLS = (0x5412, 0x541C)
 _SOCKET_FAMILIES = (1, 2, 10, 16)
 _LAST_FAMILY = 46
+_LIBRARIES = {"c": "libc.so.6", "seccomp": "libseccomp.so.2"}
 
 
 @functools.cache
@@ -32,7 +36,7 @@ def filter_program(*, forbid_memory_files: bool = False) -> bytes:
     Raises InfraError when libseccomp is not on this machine.
     """
     try:
-        import pyseccomp
+        pyseccomp = _load_pyseccomp()
     except (ImportError, OSError, RuntimeError) as error:
         raise InfraError(
             f"the seccomp filter cannot be built ({error}); install libseccomp2 and pyseccomp", retryable=False
@@ -60,6 +64,20 @@ def filter_program(*, forbid_memory_files: bool = False) -> bytes:
         rules.export_bpf(file)
         file.seek(0)
         return file.read()
+
+
+def _load_pyseccomp() -> Any:
+    """Import pyseccomp, which asks where libraries are; to find out, Python runs ldconfig, 10 ms for each."""
+    ask = ctypes.util.find_library
+    ctypes.util.find_library = lambda name: _LIBRARIES.get(name) or ask(name)
+    try:
+        return importlib.import_module("pyseccomp")
+    except OSError:
+        # Not under these names.
+        pass
+    finally:
+        ctypes.util.find_library = ask
+    return importlib.import_module("pyseccomp")
 
 
 def _add(rules: object, action: int, call: str | int, *arguments: object) -> None:

@@ -71,7 +71,7 @@ def run_stage(
             if commands is not None:
                 worker = commands.start()
             else:
-                worker = os.fork()
+                worker = kernel.fork_alone()
             if worker == 0:
                 os.close(last_pid)
                 _work(job, channel, function)
@@ -163,7 +163,7 @@ class Commands:
         calls += limit_calls(told["rlimits"])
         execute = kernel.execute_call(told["argv"], told["env"])
         os.environ["PATH"] = told["env"].get("PATH", os.defpath)
-        worker = kernel.fork_briefly()
+        worker = kernel.fork_alone()
         if worker == 0:
             self._become(calls, execute)
         for descriptor in outputs:
