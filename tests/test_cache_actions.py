@@ -1,12 +1,14 @@
 """Action entries: found again as they were, kept by the first writer, and never believed when damaged."""
 
 import dataclasses
+import sqlite3
+from contextlib import closing
 from decimal import Decimal
 
 import pytest
 from support.stores import entry_of
 
-from mrp.cache.canonical import action_key
+from mrp.cache.canonical import action_key, canonical_bytes, parse_canonical
 from mrp.cache.store import Store
 
 
@@ -51,6 +53,36 @@ def test_the_first_writer_wins_and_the_second_is_told(store):
     store.commit([first])
     assert store.commit([second]) == {first.key: dataclasses.replace(first, preimage=b"")}
     assert store.lookup([first.key])[first.key].result == first.result
+
+
+def test_among_many_entries_only_the_one_that_came_second_is_told(store):
+    entries = [entry_of(store, f"{number}") for number in range(350)]
+    first = dataclasses.replace(entries[333], result={"outcome": "failed"})
+    store.commit([first])
+    assert store.commit(entries) == {first.key: dataclasses.replace(first, preimage=b"")}
+    found = store.lookup([entry.key for entry in entries])
+    assert len(found) == 350
+    assert found[first.key].result == first.result
+    assert found[entries[332].key].result == entries[332].result
+
+
+def test_entries_keep_each_their_own_provenance(store):
+    hosts = ("here", "here", "there")
+    entries = [
+        dataclasses.replace(entry_of(store, f"{number}"), provenance={"host": host})
+        for number, host in enumerate(hosts)
+    ]
+    plain = dataclasses.replace(entry_of(store, "plain"), provenance=None)
+    store.commit([*entries, plain])
+    found = store.lookup([entry.key for entry in (*entries, plain)])
+    assert [found[entry.key].provenance for entry in (*entries, plain)] == [{"host": host} for host in hosts] + [None]
+
+
+def test_a_stored_body_is_canonical(store, tmp_path):
+    store.commit([dataclasses.replace(entry_of(store, "one"), provenance={"host": "h\u00e9re"}, isolation="name")])
+    with closing(sqlite3.connect(tmp_path / "cache" / "index.sqlite")) as index:
+        (body,) = index.execute("SELECT body FROM actions").fetchone()
+    assert canonical_bytes(parse_canonical(body)) == body
 
 
 def test_an_entry_that_lost_a_blob_is_replaced(store):

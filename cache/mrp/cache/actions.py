@@ -13,12 +13,15 @@ from typing import Any
 
 from blake3 import blake3
 
-from mrp.cache.canonical import Json, canonical_bytes, parse_canonical
+from mrp.cache.canonical import Json, canonical_text, parse_canonical, quoted
 from mrp.cache.digest import ActionKey, Digest, digest_bytes
 from mrp.cache.index import Index
 
 USED_SECONDS = 24 * 3600
 """The time of an entry's last use is kept to this precision."""
+
+_ROWS_AT_ONCE = 100
+"""Rows of one statement: SQLite takes at least 999 values, and a row has 7."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +102,20 @@ def encode_rows(entries: Sequence[ActionEntry]) -> Rows:
     """The rows of entries, for insert_rows. Raises ValueError when a key is not the hash of its preimage."""
     rows: Rows = []
     now = int(time.time())
+    # Entries of one build share the very same provenance.
+    said: Json = None
+    provenance = canonical_text(said)
     for entry in entries:
         if digest_bytes(entry.preimage) != Digest(entry.key):
             raise ValueError(f"the key {entry.key} of a {entry.kind} is not the digest of its preimage")
-        body = canonical_bytes(
-            {
-                "result": entry.result,
-                "byproducts": entry.byproducts,
-                "blobs": entry.blobs,
-                "trees": entry.trees,
-                "extra": entry.extra,
-                "isolation": entry.isolation,
-                "provenance": entry.provenance,
-            }
-        )
+        if entry.provenance is not said:
+            said, provenance = entry.provenance, canonical_text(entry.provenance)
+        # Canonical JSON, with the members in order.
+        body = (
+            f'{{"blobs":{canonical_text(entry.blobs)},"byproducts":{canonical_text(entry.byproducts)}'
+            f',"extra":{canonical_text(entry.extra)},"isolation":{quoted(entry.isolation)},"provenance":{provenance}'
+            f',"result":{canonical_text(entry.result)},"trees":{canonical_text(entry.trees)}}}'
+        ).encode()
         name = bytes.fromhex(entry.key)
         created = float(entry.created)
         checksum = _checksum(name, created, entry.kind, body)
@@ -125,6 +128,8 @@ def insert_rows(connection: sqlite3.Connection, rows: Rows) -> list[ActionKey]:
 
     Only a damaged preimage of theirs is mended: there is one right one for a key.
     """
+    if _insert_fresh(connection, rows):
+        return []
     present: list[ActionKey] = []
     mend = "UPDATE actions SET preimage = ? WHERE key = ? AND preimage <> ?"
     sql = (
@@ -136,6 +141,24 @@ def insert_rows(connection: sqlite3.Connection, rows: Rows) -> list[ActionKey]:
             connection.execute(mend, (row[-1], row[0], row[-1]))
             present.append(ActionKey(Digest(row[0].hex())))
     return present
+
+
+def _insert_fresh(connection: sqlite3.Connection, rows: Rows) -> bool:
+    """Write rows many at a time; False, with nothing written, when one of their keys has an entry or occurs twice."""
+    names = [row[0] for row in rows]
+    if len(set(names)) < len(names):
+        return False
+    for start in range(0, len(names), _ROWS_AT_ONCE):
+        some = names[start : start + _ROWS_AT_ONCE]
+        marks = ",".join("?" * len(some))
+        if connection.execute(f"SELECT 1 FROM actions WHERE key IN ({marks}) LIMIT 1", some).fetchone() is not None:
+            return False
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = rows[start : start + _ROWS_AT_ONCE]
+        marks = ",".join(["(?, ?, ?, ?, ?, ?, ?)"] * len(part))
+        sql = f"INSERT INTO actions (key, created, used, kind, body, checksum, preimage) VALUES {marks}"
+        connection.execute(sql, [value for row in part for value in row])
+    return True
 
 
 def delete_rows(connection: sqlite3.Connection, entries: Iterable[ActionEntry]) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from decimal import Decimal
+from functools import lru_cache
 
 from mrp.cache.canonical import Json, canonical_bytes
 from mrp.cache.digest import Digest
@@ -22,6 +23,9 @@ MAX_DEPTH = 100
 """Levels of nesting beyond which a document is refused."""
 
 _REASON_BYTES = 4096
+
+_SHORT = 1024
+"""Bytes up to which a document is remembered with its value."""
 
 
 def outcome_of(completed: Completed) -> Outcome:
@@ -69,7 +73,8 @@ def read_document(store: Store, folder: Digest, name: str) -> tuple[dict[str, Js
     if store.size(entry.digest) > MAX_DOCUMENT:
         return None, f"{name} is larger than {MAX_DOCUMENT} bytes"
     try:
-        value = _parsed(store.get_bytes(entry.digest))
+        data = store.get_bytes(entry.digest)
+        value = _parsed_short(data) if len(data) <= _SHORT else _parsed(data)
     except (ValueError, ArithmeticError, RecursionError, UnicodeDecodeError) as error:
         return None, f"{name} is not valid JSON: {error}"
     return (value, "") if isinstance(value, dict) else (None, f"{name} does not hold an object")
@@ -112,6 +117,10 @@ def _parsed(data: bytes) -> Json:
         except UnicodeEncodeError:
             raise ValueError("it holds half of a surrogate pair, which is no text") from None
     return value
+
+
+# Many items leave the same few words. Nobody changes a document that was read.
+_parsed_short = lru_cache(256)(_parsed)
 
 
 def _inside(value: Json) -> Iterable[Json]:

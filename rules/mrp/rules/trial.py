@@ -94,9 +94,9 @@ def _agent_says(document: dict[str, Json], outcome: Outcome, byproducts: Byprodu
     status, reason, metrics = document.get("status"), document.get("reason"), document.get("metrics")
     if outcome is Outcome.OK and status not in (None, "ok"):
         outcome = Outcome.FAILED
-    if isinstance(reason, str):
+    if isinstance(reason, str) and reason:
         byproducts = dataclasses.replace(byproducts, reason=one_line(reason[:1000]))
-    if isinstance(metrics, dict):
+    if isinstance(metrics, dict) and metrics:
         byproducts = dataclasses.replace(byproducts, metrics=metrics)
     return outcome, byproducts
 

@@ -166,7 +166,7 @@ class EventLog:
                 with self._lock:
                     self._write()
             return
-        is_item = isinstance(event, ItemStarted | ItemFinished)
+        is_item = type(event) is ItemStarted or type(event) is ItemFinished
         if not (isinstance(event, ItemFinished) and event.cached):
             line = event_line(event, f"{time.time():.3f}".rstrip("0").rstrip("."))
             with self._lock:

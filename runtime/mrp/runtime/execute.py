@@ -156,7 +156,7 @@ class Executor:
         usage = byproducts.usage
         if action.usd or action.tokens or not usage.wall_s:
             wall = usage.wall_s or Decimal(f"{time.monotonic() - started:.3f}")
-            usage = replace(usage, usd=action.usd, tokens=action.tokens, wall_s=wall)
+            usage = Usage(wall, usage.cpu_s, usage.max_rss, action.usd, action.tokens)
         if failures or usage is not byproducts.usage:
             byproducts = replace(byproducts, attempt=len(failures) + 1, usage=usage)
             attempt = Attempt(attempt.result, byproducts)

@@ -15,7 +15,7 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from mrp.runtime.sandbox import kernel
 from mrp.runtime.sandbox.launcher import (
@@ -65,7 +65,8 @@ def run_stage(
         # From inside a process 1 gets only signals that it handles, and Python handles this one.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         untouched = _network_traces() if job.private_network else b""
-        commands = Commands(job, channel) if job.argv is not None and job.allow is None else None
+        walls = _walls(job)
+        commands = Commands(job, channel, walls) if job.argv is not None and job.allow is None else None
         while _is_wanted(channel):
             os.pwrite(last_pid, b"1", 0)
             if commands is not None:
@@ -74,7 +75,7 @@ def run_stage(
                 worker = kernel.fork_alone()
             if worker == 0:
                 os.close(last_pid)
-                _work(job, channel, function)
+                _work(job, channel, walls, function)
             status, cpu, rss = _wait_for(worker)
             if job.private_network and _network_traces() != untouched:
                 kernel.unshare(kernel.CLONE_NEWNET)
@@ -130,20 +131,38 @@ def _network_traces() -> bytes:
     return b"".join(found)
 
 
-class Commands:
-    """Starts programs: all is made ready here, so that the forked worker has little left to do and to copy."""
+class Walls(NamedTuple):
+    """Calls made ready before a fork: to leave process 1's namespaces, to hide its folders and to be harmless."""
 
-    def __init__(self, job: Job, channel: socket.socket) -> None:
-        self._channel = channel
-        self._null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self._before = [kernel.unshare_call(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC)]
-        self._after = [
+    leave: Sequence[kernel.Call]
+    close: Sequence[kernel.Call]
+    confine: Sequence[kernel.Call]
+
+
+def _walls(job: Job) -> Walls:
+    return Walls(
+        [kernel.unshare_call(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC)],
+        [
             kernel.unmount_call(MATERIALS),
             kernel.unmount_call(JOBS),
             kernel.mount_call("devpts", "/dev/pts", "devpts", kernel.MS_NOSUID | kernel.MS_NOEXEC, DEVPTS_OPTIONS),
             shared_memory_call(job),
             kernel.give_up_capabilities_call(),
-            kernel.load_filter_call(bytes.fromhex(job.seccomp)),
+        ],
+        [kernel.load_filter_call(bytes.fromhex(job.seccomp))],
+    )
+
+
+class Commands:
+    """Starts programs: all is made ready here, so that the forked worker has little left to do and to copy."""
+
+    def __init__(self, job: Job, channel: socket.socket, walls: Walls) -> None:
+        self._channel = channel
+        self._null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._before = walls.leave
+        self._after = [
+            *walls.close,
+            *walls.confine,
             kernel.session_call(),
             # Python ignores these two, and what it executes would inherit that.
             kernel.default_signal_call(signal.SIGPIPE),
@@ -183,22 +202,18 @@ class Commands:
         os._exit(127)
 
 
-def _work(job: Job, channel: socket.socket, function: Callable[[Mapping[str, str]], int]) -> NoReturn:
+def _work(job: Job, channel: socket.socket, walls: Walls, function: Callable[[Mapping[str, str]], int]) -> NoReturn:
     try:
         told = json.loads(receive_frame(channel))
         outputs = receive_descriptors(channel)
-        kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC)
+        kernel.run_calls(walls.leave)
         for source, path in told["mounts"]:
             kernel.mount(source, path, None, kernel.MS_BIND)
-        for place in (MATERIALS, JOBS):
-            kernel.unmount(place)
-        kernel.mount("devpts", "/dev/pts", "devpts", kernel.MS_NOSUID | kernel.MS_NOEXEC, DEVPTS_OPTIONS)
-        kernel.run_calls([shared_memory_call(job)])
+        kernel.run_calls(walls.close)
         job = job._replace(argv=told["argv"], env=told["env"], cwd=told["cwd"], rlimits=told["rlimits"])
-        kernel.give_up_capabilities()
         if job.allow is not None:
             kernel.allow_execution_of(executables(job.allow, job.env.get("PATH", "")))
-        kernel.load_filter(bytes.fromhex(job.seccomp))
+        kernel.run_calls(walls.confine)
         kernel.show_memory()
         signal.signal(signal.SIGINT, signal.default_int_handler)
     except AllowError as error:
