@@ -5,8 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.environments import HERE, MRP
-from benchmarks.measure import Finished
-from benchmarks.terms import Benchmark, Contestant, Step, WrongWork, nothing
+from benchmarks.terms import Benchmark, Contestant, Step, nothing
 from benchmarks.workloads.mrp import Workspace
 
 PYTHON = str(MRP / "python")
@@ -15,9 +14,9 @@ FOLDER = 100
 """Bytes of a small file, and how many lie in a folder."""
 
 ABOUT = (
-    "mrp's first is `mrp plan`, which must hash the sources and executes nothing; build is the first build, which also "
-    "copies them into the cache and the sandbox of a trivial command; again is a build with nothing changed. All is in "
-    "the page cache."
+    "first is timed inside, without the start of a process: for mrp the digests of all sources, remembered with their "
+    "stats; build is a whole first build, which also copies them into the cache and the sandbox of a trivial command; "
+    "again is a whole build with nothing changed. All is in the page cache."
 )
 
 
@@ -31,7 +30,7 @@ def large_file(size: int, *, rounds: int = 5) -> Benchmark:
             workspace.write(_files("large.bin"))
             _write_random(workspace.root / "large.bin", size)
 
-        return [_mrp(workspace, prepare), _python("hash_file.py", workspace.root, "large.bin")]
+        return [_mrp(workspace, prepare, "large.bin"), _python("hash_file.py", workspace.root, "large.bin")]
 
     about = f"{_readable(size)} in one file, against BLAKE3 with mmap and threads, and against one stat. {ABOUT}"
     return Benchmark(
@@ -53,7 +52,7 @@ def small_files(number: int, *, rounds: int = 5) -> Benchmark:
                 for index in range(start, min(start + FOLDER, number)):
                     (inner / f"f{index:06d}").write_bytes(os.urandom(SMALL))
 
-        return [_mrp(workspace, prepare), _python("scan_files.py", workspace.root, "data")]
+        return [_mrp(workspace, prepare, "data"), _python("scan_files.py", workspace.root, "data")]
 
     about = (
         f"{number:,} files of 4 KiB in folders of {FOLDER}, against Python that scans, reads and hashes each with "
@@ -67,14 +66,12 @@ def _files(sources: str) -> dict[str, str]:
     return {"BUILD.yaml": f"mrp: 1\ntargets:\n  look: {target}\n"}
 
 
-def _mrp(workspace: Workspace, prepare: Callable[[], None]) -> Contestant:
-    def check_plan(finished: Finished) -> None:
-        if (workspace.root / "mrp-out").exists():
-            raise WrongWork("`mrp plan` made outputs")
-
+def _mrp(workspace: Workspace, prepare: Callable[[], None], path: str) -> Contestant:
+    kept = workspace.root.parent / "digests"
+    program = (PYTHON, str(HERE / "programs" / "mrp_files.py"), path, str(kept))
     steps = {
-        "first": workspace.command(("plan", "//:look"), check=check_plan, before=workspace.forget),
-        "build": workspace.build("//:look", executed=1, cached=0, before=workspace.forget),
+        "first": Step(program, workspace.root, before=lambda: kept.unlink(missing_ok=True), inside=True),
+        "build": workspace.build("//:look", executed=1, cached=0, before=workspace.forget, rounds=2),
         "again": workspace.build("//:look", executed=0, cached=1),
     }
     return Contestant("mrp", prepare, steps)
@@ -84,13 +81,14 @@ def _python(name: str, root: Path, path: str) -> Contestant:
     """A program that is told what to read, and keeps what it found in a file beside the workspace."""
     kept = root.parent / "kept.json"
 
-    def step(verb: str, before: Callable[[], None]) -> Step:
-        return Step((PYTHON, str(HERE / "programs" / name), verb, path, str(kept)), root, before=before)
+    def step(verb: str, before: Callable[[], None], inside: bool) -> Step:
+        command = (PYTHON, str(HERE / "programs" / name), verb, path, str(kept))
+        return Step(command, root, before=before, inside=inside)
 
     def forget() -> None:
         kept.unlink(missing_ok=True)
 
-    return Contestant("python", nothing, {"first": step("first", forget), "again": step("again", nothing)})
+    return Contestant("python", nothing, {"first": step("first", forget, True), "again": step("again", nothing, False)})
 
 
 def _write_random(path: Path, size: int) -> None:

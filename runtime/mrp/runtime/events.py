@@ -144,11 +144,14 @@ def event_line(event: Event, at: str) -> str:
     return canonical_text({**event_json(event), "at": Decimal(at)})
 
 
+_HELD = frozenset((ItemStarted, ItemFinished, TaskStarted, TaskFinished))
+
+
 class EventLog:
     """Appends events to a file, one JSON line each with the time, and hands them to a listener.
 
-    Cached items are handed on but not logged: digests.jsonl names them all. The starts and ends of items are held until
-    the coordinator waits, or something else happens, and are then written at once. What cannot be written is an
+    Cached items are handed on but not logged: digests.jsonl names them all. Starts and ends of items and tasks are held
+    until the coordinator waits, or something else happens, and are then written at once. What cannot be written is an
     InfraError: a build that cannot say what it does must not go on.
     """
 
@@ -166,12 +169,12 @@ class EventLog:
                 with self._lock:
                     self._write()
             return
-        is_item = type(event) is ItemStarted or type(event) is ItemFinished
+        is_held = type(event) in _HELD
         if not (isinstance(event, ItemFinished) and event.cached):
             line = event_line(event, f"{time.time():.3f}".rstrip("0").rstrip("."))
             with self._lock:
                 self._held.append(line)
-                if not is_item or len(self._held) >= _MOST_HELD:
+                if not is_held or len(self._held) >= _MOST_HELD:
                     self._write()
         self.listener(event)
 
