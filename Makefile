@@ -11,7 +11,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTHON ?=
 
-# What mrp uses of the system: a Python with venv, bubblewrap for isolation, graphviz to draw graphs.
+# What mrp uses of the system: a Python with venv, bubblewrap for isolation, graphviz to draw graphs, strace to
+# count what a build with nothing to do asks of the kernel.
 define SYSTEM
 find_python() {
   for candidate in "$(PYTHON)" python3 python3.11 python3.12 python3.13; do
@@ -26,6 +27,7 @@ missing=()
 find_python > /dev/null || missing+=(python3 python3-venv)
 command -v bwrap > /dev/null || missing+=(bubblewrap)
 command -v dot > /dev/null || missing+=(graphviz)
+command -v strace > /dev/null || missing+=(strace)
 if (( $${#missing[@]} )); then
   if [[ $$(id -u) == 0 ]] && command -v apt-get > /dev/null; then
     echo "installing $${missing[*]} with apt-get"
