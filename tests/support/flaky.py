@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mrp.cache.digest import Digest
-from mrp.cache.store import Store
 from mrp.cli.main import main
-from mrp.runtime.sandbox.protocol import Backend
-from mrp.runtime.sandbox.registry import BACKENDS
+from mrp.runtime.sandbox.protocol import Backend, Endpoint
+from mrp.runtime.sandbox.registry import BACKENDS, BackendSettings
 from mrp.specs.errors import InfraError
 from mrp.specs.work import Completed, Process
 
@@ -40,14 +39,16 @@ class FlakyBackend:
     def isolation(self) -> str:
         return self._inner.isolation
 
-    def run(self, process: Process, *, secrets: Mapping[str, str], tag: str) -> Completed:
+    def run(
+        self, process: Process, *, secrets: Mapping[str, str], tag: str, endpoint: Endpoint | None = None
+    ) -> Completed:
         name = f"{tag} {process.role}"
         with self._lock:
             for part, left in self._left.items():
                 if part in name and left:
                     self._left[part] = left - 1
                     raise InfraError(f"{tag}: the machine broke down", retryable=part not in self._final)
-        return self._inner.run(process, secrets=secrets, tag=tag)
+        return self._inner.run(process, secrets=secrets, tag=tag, endpoint=endpoint)
 
     def cancel(self) -> None:
         self._inner.cancel()
@@ -60,8 +61,8 @@ def start() -> None:
     """The command line, with FlakyBackend over the local one."""
     local = BACKENDS["local"]
 
-    def flaky(store: Store, scratch: Path, require: str) -> Backend:
-        return FlakyBackend(local(store, scratch, require), os.environ.get("FLAKY", ""))
+    def flaky(settings: BackendSettings) -> Backend:
+        return FlakyBackend(local(settings), os.environ.get("FLAKY", ""))
 
     BACKENDS["local"] = flaky
     sys.exit(main())

@@ -48,8 +48,9 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-j", "--jobs", type=_positive, metavar="N", help="actions at a time (default: one more than cores)"
     )
-    parser.add_argument("--engine", metavar="NAME", help="where actions run: local")
-    parser.add_argument("--sandbox", metavar="NAME", help="what isolates them: local")
+    parser.add_argument("--engine", metavar="NAME", help="where actions run: local, ray or modal")
+    parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster that runs already")
+    parser.add_argument("--sandbox", metavar="NAME", help="what isolates them: local, docker, modal or daytona")
     parser.add_argument("--offline", action="store_true", help="fetch nothing from the network")
 
 
@@ -73,6 +74,7 @@ def build_options(arguments: argparse.Namespace, root: Path, **more: Any) -> "Bu
         jobs=given.get("jobs"),
         engine=given.get("engine"),
         sandbox=given.get("sandbox"),
+        address=given.get("address"),
         config=tuple(given.get("config", ())),
         items=tuple(given.get("items", ())),
         limit=given.get("limit"),

@@ -22,6 +22,8 @@ from mrp.runtime.beforehand import check_items, read_datasets
 from mrp.runtime.coordinator import Coordinator, Settings
 from mrp.runtime.decide import Demand
 from mrp.runtime.engine.local import LocalEngine
+from mrp.runtime.engine.protocol import EngineSettings
+from mrp.runtime.engine.registry import ENGINES
 from mrp.runtime.events import AttemptFailed, EventLog, RunFinished, RunStarted, Warned
 from mrp.runtime.execute import Executor
 from mrp.runtime.host_facts import HostFacts
@@ -33,11 +35,12 @@ from mrp.runtime.remember import SETTINGS, Looked, clock_of, looked_at, remember
 from mrp.runtime.report import BuildReport, overall_status, report_groups, report_target
 from mrp.runtime.request import adapted_plan, reported_labels, selection_of
 from mrp.runtime.sandbox.protocol import Backend
-from mrp.runtime.sandbox.registry import BACKENDS
+from mrp.runtime.sandbox.provider import Owner
+from mrp.runtime.sandbox.registry import BACKENDS, BackendSettings
 from mrp.runtime.sdk_tree import sdk_tree
 from mrp.runtime.secret_values import Secrets
 from mrp.runtime.sources import Sources
-from mrp.runtime.state import state_folder, unwritable
+from mrp.runtime.state import owner_of, state_folder, unwritable
 from mrp.specs.errors import Diagnostic, PolicyError, Span, SpecError, UsageError
 from mrp.specs.ir import Plan, plan_bytes
 from mrp.specs.labels import parse_label
@@ -98,7 +101,7 @@ def compiled_state(
 def _compiled(options: BuildOptions, *, to_run: bool) -> "Iterator[tuple[Compiled, BuildOptions, Store, FileDigests]]":
     from mrp.compiler.compile import compile_workspace
 
-    _refuse_other_engines(options)
+    _refuse_unknown_engines(options)
     with FileDigests.open(state_folder(options.root) / "files.digests") as digests:
         with trace.span("compile"):
             compiled = compile_workspace(
@@ -106,7 +109,7 @@ def _compiled(options: BuildOptions, *, to_run: bool) -> "Iterator[tuple[Compile
             )
         chosen = _with_settings(options, vars(compiled.settings))
         if to_run:
-            _refuse_other_engines(chosen)
+            _refuse_unknown_engines(chosen)
         with Store.open(options.cache or cache_root()) as store:
             yield compiled, chosen, store, digests
 
@@ -119,7 +122,7 @@ def _with_settings(options: BuildOptions, settings: Mapping[str, Any]) -> BuildO
 @contextmanager
 def open_state(options: BuildOptions) -> Iterator[tuple[Store, FileDigests]]:
     """The cache and the workspace's memory of file digests, closed again afterwards. Raises as `Store.open`."""
-    _refuse_other_engines(options)
+    _refuse_unknown_engines(options)
     with (
         Store.open(options.cache or cache_root()) as store,
         FileDigests.open(state_folder(options.root) / "files.digests") as digests,
@@ -242,7 +245,9 @@ class _Building:
         self._datasets = _read_beforehand(self._plan, self._options, self._store, patch.known, thorough=False)
 
     def _passes(self, engine: LocalEngine, inflight: InFlight) -> Coordinator:
-        provenance = {"run": self._run.run_id, "engine": "local"}
+        provenance = {"run": self._run.run_id, "engine": self._options.engine or "local"}
+        if self._options.sandbox:
+            provenance["sandbox"] = self._options.sandbox
         accounts, members = money.open_accounts(self._plan)
         walls = [cap for _, cap in money.Money(accounts, members).wall_caps()]
         wall = min([self._plan.policy.max_wall, *walls])
@@ -331,12 +336,20 @@ class _Building:
         if self._backend is not None:
             return
         required = self._plan.policy.isolation
-        name = self._options.sandbox or "local"
+        sandbox, engine = self._options.sandbox or "local", self._options.engine or "local"
+        owner = Owner(owner_of(self._state), self._run.run_id)
+        settings = BackendSettings(
+            self._store, self._run.scratch, required, owner, lambda run: runs.is_alive(self._state, run)
+        )
         with trace.span("start backend"):
-            self._backend = BACKENDS[name](self._store, self._run.scratch, required)
+            if engine == "local":
+                self._backend = BACKENDS[sandbox](settings)
+            else:
+                elsewhere = EngineSettings(settings, sandbox, self._options.address, self._slots)
+                self._backend = ENGINES[engine](elsewhere)
         achieved = self._backend.isolation
         if ISOLATION.index(achieved) < ISOLATION.index(required):
-            message = f"policy asks for isolation {required}, and the {name} backend reaches only {achieved} here"
+            message = f"policy asks for isolation {required}, and the {sandbox} backend reaches only {achieved} here"
             hint = "`mrp doctor` says what is missing; or allow less with `isolation:` in the policy file"
             raise PolicyError([Diagnostic(Span("policy", 1, 1), message, hint)])
 
@@ -402,11 +415,12 @@ class _Building:
             remember(root, identity, self._looked, self._plan, values, lines, report, record, self._facts, store)
 
 
-def _refuse_other_engines(options: BuildOptions) -> None:
-    if options.engine not in (None, "local"):
-        raise UsageError(f"the engine {options.engine} is not part of this version; use --engine local")
+def _refuse_unknown_engines(options: BuildOptions) -> None:
+    if options.engine not in (None, "local", *ENGINES):
+        known = ", ".join(["local", *ENGINES])
+        raise UsageError(f"there is no engine {options.engine}; use one of {known}")
     if options.sandbox is not None and options.sandbox not in BACKENDS:
-        raise UsageError(f"the sandbox backend {options.sandbox} is not part of this version; use --sandbox local")
+        raise UsageError(f"there is no sandbox backend {options.sandbox}; use one of {', '.join(BACKENDS)}")
 
 
 def _read_beforehand(

@@ -24,6 +24,7 @@ class BuildOptions:
     jobs: int | None = None
     engine: str | None = None
     sandbox: str | None = None
+    address: str | None = None
     config: tuple[str, ...] = ()
     items: tuple[str, ...] = ()
     limit: int | None = None

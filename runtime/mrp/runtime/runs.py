@@ -95,7 +95,7 @@ def sweep_dead_runs(state: Path) -> list[Path]:
     scratch = state / "tmp"
     with explained(scratch):
         left = list(scratch.iterdir()) if scratch.is_dir() else []
-    dead = [folder for folder in left if not _is_alive(state / "runs" / folder.name)]
+    dead = [folder for folder in left if not is_alive(state, folder.name)]
     for folder in dead:
         sweep(folder)
         remove_folder(folder)
@@ -184,9 +184,10 @@ def _number(run: str) -> str:
     return run.partition("-")[0]
 
 
-def _is_alive(folder: Path) -> bool:
+def is_alive(state: Path, run: str) -> bool:
+    """Whether the process of a run, by its id, still goes on."""
     try:
-        lease = os.open(folder / _LEASE, os.O_RDWR | os.O_CLOEXEC)
+        lease = os.open(state / "runs" / run / _LEASE, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return False
     try:

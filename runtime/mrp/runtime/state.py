@@ -36,6 +36,19 @@ def explained(path: Path) -> Iterator[None]:
         raise unwritable(Path(error.filename or path), error) from error
 
 
+def owner_of(state: Path) -> str:
+    """The word that stands for this workspace on what services keep for it: random, made once. Raises InfraError."""
+    place = state / "owner"
+    with explained(place):
+        if not place.exists():
+            fresh = place.with_name(f"owner.{os.getpid()}")
+            fresh.write_text(os.urandom(8).hex(), encoding="ascii")
+            with suppress(FileExistsError):
+                os.link(fresh, place)
+            fresh.unlink()
+        return place.read_text(encoding="ascii")
+
+
 def unwritable(path: Path, error: OSError) -> InfraError:
     """The error for a file or folder of ours that could not be read or written."""
     step = "check that disk and build again"

@@ -24,11 +24,19 @@ TASK, WORK, SOLUTION, OUT = "/task", "/work", "/solution", "/out"
 OPERATOR_DIR = "/opt/mrp/operator"
 SDK_DIR = "/opt/mrp/sdk"
 
+MODEL_PORT = 8377
+"""Where a process finds its model, on the loopback of its sandbox."""
+
 MAX_WORD = 128 * 1024 - 1
 """Bytes that one word of a command, or one variable with its name, may have: Linux's own limit."""
 
 _SHORT = MAX_WORD // 4
 """Characters that are no more bytes than MAX_WORD, whichever they are."""
+
+
+def model_env(port: int = MODEL_PORT) -> dict[str, str]:
+    """The variables that lead OpenAI-compatible clients to the gateway; the key is a word, since there is no secret."""
+    return {"OPENAI_API_KEY": "mrp", "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1"}
 
 
 @dataclass(frozen=True)

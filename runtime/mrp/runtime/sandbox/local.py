@@ -34,7 +34,7 @@ from mrp.runtime.sandbox.layout import (
     view_image,
 )
 from mrp.runtime.sandbox.materials import Materials
-from mrp.runtime.sandbox.protocol import Cancelled
+from mrp.runtime.sandbox.protocol import Cancelled, Endpoint
 from mrp.runtime.sandbox.pure import MemoryWatch, Pooled, make_points, plan_folders
 from mrp.runtime.sandbox.reuse import ReusedFolders
 from mrp.runtime.sandbox.scratch import Scratch, remove_folder, sweep
@@ -97,7 +97,9 @@ class LocalBackend:
         """The weakest level that a process may get: `none` where that will do, or where nothing else can be had."""
         return self._means.isolation
 
-    def run(self, process: Process, *, secrets: Mapping[str, str], tag: str) -> Completed:
+    def run(
+        self, process: Process, *, secrets: Mapping[str, str], tag: str, endpoint: Endpoint | None = None
+    ) -> Completed:
         """See mrp.runtime.sandbox.protocol.Backend."""
         try:
             self._check(process)

@@ -1,11 +1,28 @@
 """The contract of sandbox backends."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from mrp.cache.digest import Digest
 from mrp.specs.errors import InfraError
 from mrp.specs.work import Completed, Process
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a process's calls to its model go: the gateway of this build, and the word that names the trial there.
+
+    address: `unix:/path` or `tcp:host:port`, as the machine that runs the process reaches it. A connection begins with
+    `preface()`, then HTTP follows, byte for byte. The token stays outside the sandbox.
+    """
+
+    address: str
+    token: str
+
+    def preface(self) -> bytes:
+        """The line that each connection to `address` begins with."""
+        return f"MRP {self.token}\n".encode()
 
 
 class Backend(Protocol):
@@ -21,11 +38,15 @@ class Backend(Protocol):
     def isolation(self) -> str:
         """The level that `run` achieves on this machine; one of mrp.specs.work.ISOLATION."""
 
-    def run(self, process: Process, *, secrets: Mapping[str, str], tag: str) -> Completed:
+    def run(
+        self, process: Process, *, secrets: Mapping[str, str], tag: str, endpoint: Endpoint | None = None
+    ) -> Completed:
         """Run one process to its end, keep its outputs in the store, and leave nothing of it behind.
 
         `secrets` holds the values of the names in `process.box.secrets`; they are given as environment variables
-        and redacted from what is kept. `tag` names the action in error messages.
+        and redacted from what is kept. `tag` names the action in error messages. With an `endpoint`, connections to
+        MODEL_PORT on the sandbox's own loopback reach it whatever the network policy, and the environment has
+        mrp.specs.work.model_env of that port (another one where processes share a loopback).
         """
 
     def run_many(
