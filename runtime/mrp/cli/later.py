@@ -7,7 +7,6 @@ from mrp.cli.screen import Screen
 from mrp.specs.errors import UsageError
 
 _MEANWHILE = {
-    "image": "images of kind `base: host` are built by `mrp build`",
     "registry": "name operators by their label in the workspace",
     "attest": "`mrp diff` and `mrp replay` compare digests",
     "verify-attestation": "`mrp diff` and `mrp replay` compare digests",

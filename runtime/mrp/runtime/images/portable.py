@@ -17,13 +17,17 @@ from mrp.specs.errors import InfraError
 
 @dataclass(frozen=True)
 class PortableImage:
-    """An image: `layers` are trees rooted at /, lowest first; `source` names what only one provider has below them."""
+    """An image: `layers` are trees rooted at /, lowest first; `source` names what only one provider has below them.
+
+    platform: `linux/amd64`, as container tools spell it.
+    """
 
     digest: Digest
     layers: tuple[Digest, ...]
     env: Mapping[str, str]
     user: str
     source: str | None = None
+    platform: str = "linux/amd64"
 
 
 def read_portable(digest: Digest, store: Store, backend: str) -> PortableImage:
@@ -36,5 +40,12 @@ def read_portable(digest: Digest, store: Store, backend: str) -> PortableImage:
             " with a `deb` layer, or an image by digest",
             retryable=False,
         )
+    return portable_image(digest, description)
+
+
+def portable_image(digest: Digest, description: Json) -> PortableImage:
+    """The image that a description with a portable base stands for."""
+    base = description["base"]
     layers = tuple(Digest(tree) for tree in description["layers"])
-    return PortableImage(digest, layers, description["env"], description["user"], base.get("source"))
+    platform = base["scratch"]["platform"] if "scratch" in base else "linux/amd64"
+    return PortableImage(digest, layers, description["env"], description["user"], base.get("source"), platform)
