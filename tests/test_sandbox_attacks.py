@@ -123,7 +123,8 @@ import os, mrp.sdk
 class Op(mrp.sdk.Agent):
     def run(self, task, ctx):
         system = ('/proc', '/usr', '/dev', '/etc', '/opt')
-        print(sorted(os.path.join(p, f) for p, _, fs in os.walk('/') if not p.startswith(system) for f in fs))
+        seen = [os.path.join(p, f) for p, _, fs in os.walk('/') if p != '/' and not p.startswith(system) for f in fs]
+        print(sorted(seen))
         (task.work / f"left-{task.record['id']}").write_text('x')
         open(f"/tmp/left-{task.record['id']}", 'w').close()
 """
@@ -460,6 +461,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[3].split(':')
 from support.sandboxes import make_bench
 bench = make_bench(sys.argv[1], Path(sys.argv[2]))
+bench.box()
 env = {'MARK': sys.argv[4]}
 sleep = ('sh', '-c', 'sleep 60; true')
 threads = [threading.Thread(target=bench.run, args=sleep, kwargs={'env': env}) for _ in range(2)]
@@ -597,7 +599,7 @@ def test_a_secret_that_straddles_the_cut_of_a_log_is_not_halved(bench: Bench) ->
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="this run is that of an ordinary user already")
-@pytest.mark.parametrize("name", WALLED)
+@pytest.mark.parametrize("name", ["bubblewrap", "launcher"])
 def test_the_walls_stand_for_ordinary_users_too(name: str) -> None:
     """Without root there are no control groups: memory, pids and disk are watched and limited by rlimits instead."""
     folder = Path(tempfile.mkdtemp(prefix="mrp-user-"))

@@ -14,9 +14,11 @@ from mrp.cache.canonical import Json, canonical_bytes
 from mrp.cache.digest import Digest
 from mrp.cache.filestats import FileDigests
 from mrp.cache.store import Entry, Store
+from mrp.runtime.contract.image import PROGRAMS as CONTRACT_PROGRAMS
+from mrp.runtime.contract.image import toolchain_image
 from mrp.runtime.images.host import describe_host
 from mrp.runtime.sandbox.local import LocalBackend
-from mrp.runtime.sandbox.protocol import Backend
+from mrp.runtime.sandbox.protocol import Backend, Endpoint
 from mrp.specs.ir import Limits
 from mrp.specs.work import OPERATOR_DIR, OUT, SDK_DIR, SOLUTION, TASK, WORK, Box, Completed, Mount, Process
 
@@ -25,11 +27,22 @@ Factory = Callable[[Store, Path], Backend]
 BACKENDS: Mapping[str, Factory] = {
     "bubblewrap": lambda store, scratch: LocalBackend(store, scratch, allowed=["bubblewrap"]),
     "launcher": lambda store, scratch: LocalBackend(store, scratch, allowed=["launcher"]),
+    "portable": lambda store, scratch: LocalBackend(store, scratch, allowed=["launcher"]),
+    "portable-bubblewrap": lambda store, scratch: LocalBackend(store, scratch, allowed=["bubblewrap"]),
     "plain": lambda store, scratch: LocalBackend(store, scratch, allowed=["plain"], require="none"),
 }
-"""Every backend that must keep the contract; `plain` has no walls and is left out where walls are what is tested."""
+"""Every backend that must keep the contract; `plain` has no walls and is left out where walls are what is tested.
+
+`portable` shows a portable image with a toolchain of this machine in it, the others all of the machine's own system.
+"""
 
 WALLED = [name for name in BACKENDS if name != "plain"]
+
+PROGRAMS = (
+    *CONTRACT_PROGRAMS,
+    *("chmod", "cp", "date", "find", "grep", "head", "hostname", "mkfifo", "mount", "printf", "setsid", "sort", "stat"),
+    *("test", "wc", "whoami"),
+)
 
 LIMITS = Limits(cpus=Decimal(2), memory=512 * 2**20, wall=Decimal(20), pids=64, disk=32 * 2**20)
 
@@ -55,6 +68,7 @@ class Bench:
     store: Store
     backend: Backend
     folder: Path
+    portable: bool = False
     _images: dict[str, Digest] = field(default_factory=dict)
 
     def tree(self, files: Mapping[str, str]) -> Digest:
@@ -72,10 +86,15 @@ class Bench:
         description = {"base": base, "layers": list(layers), "env": env or {}, "user": "1000:1000"}
         return self.store.put_bytes(canonical_bytes(description))
 
+    def portable_image(self, programs: Sequence[str] = PROGRAMS) -> Digest:
+        """An image that holds programs of this machine and shows nothing of it."""
+        with FileDigests.open(self.folder / "digests.sqlite") as digests:
+            return toolchain_image(self.store, digests, programs)
+
     def box(self, **fields: object) -> Box:
-        """A sandbox in the whole machine's image, with limits that tests can reach."""
+        """A sandbox in the backend's usual image, with limits that tests can reach."""
         if "plain" not in self._images:
-            self._images["plain"] = self.image()
+            self._images["plain"] = self.portable_image() if self.portable else self.image()
         return Box(**{"image": self._images["plain"], "limits": LIMITS, **fields})  # type: ignore[arg-type]
 
     def run(
@@ -88,6 +107,7 @@ class Bench:
         timeout: float = 20,
         cwd: str = WORK,
         secrets: Mapping[str, str] | None = None,
+        endpoint: Endpoint | None = None,
     ) -> Completed:
         """Run a command with `files` by guest folder; /work and /out can be written to."""
         process = Process(
@@ -99,7 +119,7 @@ class Bench:
             cwd=cwd,
             timeout=Decimal(str(timeout)),
         )
-        return self.backend.run(process, secrets=secrets or {}, tag="//test:it")
+        return self.backend.run(process, secrets=secrets or {}, tag="//test:it", endpoint=endpoint)
 
     def python(self, source: str, **options: object) -> Completed:
         """Run Python source as a command."""
@@ -116,6 +136,7 @@ class Bench:
         box: Box | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float = 20,
+        endpoint: Endpoint | None = None,
     ) -> Completed:
         """Run a Python operator whose module op.py is `source`."""
         mounts = [Mount(path, self.tree(tree), path in (WORK, OUT)) for path, tree in (files or {}).items()]
@@ -131,7 +152,7 @@ class Bench:
             env={**CONTRACT_ENV, **(env or {})},
             timeout=Decimal(str(timeout)),
         )
-        return self.backend.run(process, secrets={}, tag="//test:it")
+        return self.backend.run(process, secrets={}, tag="//test:it", endpoint=endpoint)
 
     def sdk(self) -> Digest:
         """The tree of mrp.sdk as sandboxes find it."""
@@ -156,7 +177,7 @@ class Bench:
 def make_bench(name: str, folder: Path) -> Bench:
     """A bench with the backend `name` of BACKENDS, in a folder that the caller removes."""
     store = Store.open(folder / "cache")
-    return Bench(store, BACKENDS[name](store, folder / "scratch"), folder)
+    return Bench(store, BACKENDS[name](store, folder / "scratch"), folder, portable=name.startswith("portable"))
 
 
 def why_not(name: str) -> str | None:

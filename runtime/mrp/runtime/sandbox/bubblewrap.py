@@ -10,12 +10,13 @@ import select
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from mrp.runtime.sandbox.cgroups import Group
 from mrp.runtime.sandbox.launcher import HOSTNAME, Job
+from mrp.runtime.sandbox.neighbour import listen_inside
 from mrp.runtime.sandbox.steps import Step
 from mrp.runtime.sandbox.supervise import Ended, NotExecuted, Running, descendants, signal_all
 from mrp.runtime.sandbox.warm import wait_for_end
@@ -48,8 +49,14 @@ def find_bubblewrap() -> str | None:
     return None
 
 
-def start_bubblewrap(bubblewrap: str, job: Job, outputs: tuple[int, int], group: Group | None) -> Running:
-    """Start a job that has an argv and no `allow`. Raises InfraError."""
+def start_bubblewrap(
+    bubblewrap: str,
+    job: Job,
+    outputs: tuple[int, int],
+    group: Group | None,
+    opened: Callable[[list[int]], None] | None = None,
+) -> Running:
+    """Start a job that has an argv and no `allow`; `opened` gets its doors. Raises InfraError."""
     assert job.argv is not None and job.allow is None
     _refuse_divided_words(job)
     seccomp = _memory_file(bytes.fromhex(job.seccomp))
@@ -81,7 +88,7 @@ def start_bubblewrap(bubblewrap: str, job: Job, outputs: tuple[int, int], group:
             os.close(descriptor)
     wrapped = Wrapped(process, status_read)
     try:
-        wrapped.release(block_write, job, group)
+        wrapped.release(block_write, job, group, opened)
     except BaseException:
         wrapped.kill()
         wrapped.close()
@@ -102,8 +109,10 @@ class Wrapped:
         self._inner_pidfd = -1
         self._inner = 0
 
-    def release(self, block: int, job: Job, group: Group | None) -> None:
-        """Put the sandbox's first process under its limits, and let it go on by a byte into `block`."""
+    def release(
+        self, block: int, job: Job, group: Group | None, opened: Callable[[list[int]], None] | None = None
+    ) -> None:
+        """Put the sandbox's first process under its limits, open its doors, and let it go on by a byte into `block`."""
         while b"\n" not in self._said:
             data = os.read(self._status, 4096)
             if not data:
@@ -118,6 +127,8 @@ class Wrapped:
         except (ProcessLookupError, OSError) as error:
             if not isinstance(error, ProcessLookupError) and error.errno != errno.ESRCH:
                 raise InfraError(f"the sandbox's limits could not be set: {error}") from error
+        if job.doors and opened is not None:
+            opened(listen_inside(self._inner, job.doors))
         with suppress(BrokenPipeError):
             os.write(block, b"g")
 

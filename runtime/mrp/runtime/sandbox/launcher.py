@@ -26,6 +26,8 @@ HOSTNAME = "mrp"
 MAX_DESCRIPTORS = 16
 DEVPTS_OPTIONS = "newinstance,ptmxmode=0666,mode=0620"
 
+_IP_FREEBIND = 15
+_BACKLOG = 512
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = {
     "fd": "/proc/self/fd",
@@ -53,6 +55,7 @@ class Job(NamedTuple):
     root: an empty folder of the host that the new root is mounted on. argv: the program, or None for a function of
     the warm process. rlimits: soft and hard limit by name (core, data, fsize, nofile, nproc). seccomp: BPF in hex.
     allow: the only programs that may be executed, or None. import_paths: what comes first on sys.path of a function.
+    doors: ports of the private network's loopback that the backend listens at; see mrp.runtime.sandbox.doorway.
     """
 
     root: str
@@ -67,6 +70,7 @@ class Job(NamedTuple):
     allow: Sequence[str] | None = None
     private_network: bool = True
     import_paths: Sequence[str] = ()
+    doors: Sequence[int] = ()
 
     def to_bytes(self) -> bytes:
         return json.dumps(self._asdict()).encode()
@@ -124,6 +128,22 @@ def report(channel: socket.socket, **fields: object) -> None:
         channel.sendall(json.dumps(fields).encode() + b"\n")
     except OSError:
         return
+
+
+def open_doors(ports: Sequence[int], channel: socket.socket) -> None:
+    """Listen at ports of this network's loopback, and hand the listeners to the other end of `channel`."""
+    listeners = []
+    for port in ports:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        listeners.append(listener)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # The loopback may not be up yet.
+        listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(_BACKLOG)
+    socket.send_fds(channel, [b'{"doors": %d}\n' % len(ports)], [listener.fileno() for listener in listeners])
+    for listener in listeners:
+        listener.close()
 
 
 def exit_code(status: int) -> int:

@@ -14,7 +14,10 @@ from mrp.cache.digest import Digest
 from mrp.cache.folders import ENTRY_BYTES
 from mrp.cache.store import Store
 from mrp.runtime.images.host import SEARCH_PATH, host_env, host_program, host_steps, lay_out_host
+from mrp.runtime.images.portable import read_portable
+from mrp.runtime.sandbox.guest_root import guest_program, guest_root, guest_steps
 from mrp.runtime.sandbox.materials import Materials
+from mrp.runtime.sandbox.roots import laid_out_root
 from mrp.runtime.sandbox.steps import Step
 from mrp.specs.errors import InfraError
 from mrp.specs.work import OPERATOR_DIR, OUT, SDK_DIR, WORK, Mount, Process
@@ -43,7 +46,8 @@ _NETWORK_FILES = ("/etc/resolv.conf", "/etc/services", "/etc/protocols", "/etc/g
 class ImageView:
     """An image as this machine shows it: `steps` of its own files, and facts that processes in it need.
 
-    python: the path, on this machine and in the sandbox, of the image's python3; None when it has none.
+    root: the files of a portable image, which shows nothing of this machine; None for a host image. python: the path
+    in the sandbox, and for a host image on this machine too, of the image's python3; None when it has none.
     """
 
     steps: tuple[Step, ...]
@@ -52,6 +56,12 @@ class ImageView:
     uid: int
     gid: int
     python: str | None
+    root: Path | None = None
+
+    @property
+    def needs_walls(self) -> bool:
+        """Whether it holds files that are not where processes look for them without a sandbox."""
+        return self.layers is not None or self.root is not None
 
 
 @dataclass(frozen=True)
@@ -77,12 +87,8 @@ def view_image(digest: Digest, store: Store, materials: Materials, stack: ExitSt
     """
     description: Json = parse_canonical(store.get_bytes(digest))
     base = description["base"]
-    if not isinstance(base, Mapping) or "host" not in base:
-        raise InfraError(
-            "this image is not made of the machine's own system, which is all that the local sandbox can show; "
-            "use `base: host`",
-            retryable=False,
-        )
+    if "host" not in base:
+        return _view_portable(digest, store, materials, stack)
     root = stack.enter_context(materials.use(f"host-{digest}", lambda folder: lay_out_host(base, folder)))
     layers = None
     if description["layers"]:
@@ -92,13 +98,31 @@ def view_image(digest: Digest, store: Store, materials: Materials, stack: ExitSt
     return ImageView(tuple(host_steps(base, root)), layers, env, uid, gid, host_program(base, "python3"))
 
 
-def environment(process: Process, view: ImageView, secrets: Mapping[str, str]) -> dict[str, str]:
-    """The whole environment of a process; the later of image, sandbox, process and secrets wins.
+def _view_portable(digest: Digest, store: Store, materials: Materials, stack: ExitStack) -> ImageView:
+    image = read_portable(digest, store, "local")
+    if image.source is not None:
+        service = image.source.partition(":")[0]
+        raise InfraError(
+            f"this image starts from {image.source}, which only the `{service}` service has; run it with the sandbox "
+            "backend of that service, or use `base: scratch` or an image by digest",
+            retryable=False,
+        )
+    uid, gid = (int(part) for part in image.user.split(":"))
+    tree = guest_root(image.layers, system_files(uid, gid), store)
+    root = stack.enter_context(laid_out_root(tree, store, materials))
+    python = guest_program(root, "python3", image.env.get("PATH", SEARCH_PATH))
+    return ImageView((), None, image.env, uid, gid, python, root)
+
+
+def environment(
+    process: Process, view: ImageView, secrets: Mapping[str, str], doors: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The whole environment of a process; the later of image, sandbox, process, `doors` and secrets wins.
 
     Sorted, since programs see the order, and keys do not. Raises InfraError for a NUL: what stands before it would be
     taken for the whole.
     """
-    env = {**DEFAULT_ENV, **view.env, **process.box.env, **process.env, **secrets, "PWD": process.cwd}
+    env = {**DEFAULT_ENV, **view.env, **process.box.env, **process.env, **(doors or {}), **secrets, "PWD": process.cwd}
     if process.entry is not None:
         env |= {"MRP_ENTRY": process.entry, "MRP_ROLE": process.role}
     if any("\0" in name or "\0" in value for name, value in env.items()):
@@ -161,36 +185,46 @@ def root_steps(
     `points` are the paths that will be mounted on. `shared_memory` is the size of /dev/shm in bytes,
     and `execute` whether programs in there can be run.
     """
-    steps = [Step("dir", path) for path in _ROOT_FOLDERS] + [Step("link", "/var/tmp", "/tmp")]
-    steps += view.steps
+    points = set(points)
+    steps = [Step("dir", path) for path in _ROOT_FOLDERS]
+    if view.root is not None:
+        steps = guest_steps(view.root, points, _ROOT_FOLDERS)
+    else:
+        steps += [Step("link", "/var/tmp", "/tmp"), *view.steps]
     steps += [Step("proc", "/proc")]
     for sources, hidden in ((_READ_ONLY_PROC, False), (_HIDDEN_PROC, True)):
         present = [f"/proc/{name}" for name in sources if os.path.exists(f"/proc/{name}")]
         steps += [Step("bind", path, "/dev/null" if hidden else path) for path in present]
     steps += [Step("dev", "/dev", size=shared_memory, execute=execute)]
-    steps += [Step("bind", f"/etc/{name}", str(private / name)) for name in sorted(os.listdir(private))]
+    if view.root is None:
+        steps += [Step("bind", f"/etc/{name}", str(private / name)) for name in sorted(os.listdir(private))]
     if network:
         taken = {step.path for step in steps}
-        steps += [Step("bind", path, path) for path in _NETWORK_FILES if path not in taken and os.path.exists(path)]
+        files = _NETWORK_FILES if view.root is None else _NETWORK_FILES[:1]
+        steps += [Step("bind", path, path) for path in files if path not in taken and os.path.exists(path)]
     if view.layers is not None:
-        steps += _split(view.layers, "", set(points))
+        steps += _split(view.layers, "", points)
     return steps
 
 
-def system_files(folder: Path, uid: int, gid: int) -> None:
-    """Write the files of /etc that mrp makes: who is who, and how names are looked up."""
+def write_system_files(folder: Path, uid: int, gid: int) -> None:
+    """Write what system_files gives into a new folder."""
     folder.mkdir(parents=True)
+    for name, text in system_files(uid, gid).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def system_files(uid: int, gid: int) -> dict[str, str]:
+    """The files of /etc that mrp makes, by name: who is who, and how names are looked up."""
     people = f"root:x:0:0:root:/nonexistent:/bin/sh\nmrp:x:{uid}:{gid}:mrp:{WORK}:/bin/sh\n"
     people += "nobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"
-    files = {
+    return {
         "passwd": people,
         "group": f"root:x:0:\nmrp:x:{gid}:\nnogroup:x:65534:\n",
         "hosts": "127.0.0.1 localhost mrp\n::1 localhost\n",
         "hostname": "mrp\n",
         "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
     }
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _split(folder: Path, guest: str, points: set[str]) -> list[Step]:

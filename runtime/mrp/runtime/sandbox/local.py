@@ -17,10 +17,13 @@ from mrp.cache.digest import Digest
 from mrp.cache.errors import CacheError
 from mrp.cache.store import Store
 from mrp.runtime.sandbox import means
+from mrp.runtime.sandbox.anew import compiling, started_anew
 from mrp.runtime.sandbox.bubblewrap import start_bubblewrap
 from mrp.runtime.sandbox.capture import Redactor
 from mrp.runtime.sandbox.cgroups import Events, Group, Hierarchy, find_hierarchy
 from mrp.runtime.sandbox.conclude import complete
+from mrp.runtime.sandbox.doors import doors_of
+from mrp.runtime.sandbox.doorway import Doorways
 from mrp.runtime.sandbox.launcher import Job
 from mrp.runtime.sandbox.layout import (
     CODE,
@@ -30,8 +33,8 @@ from mrp.runtime.sandbox.layout import (
     lay_out,
     process_points,
     root_steps,
-    system_files,
     view_image,
+    write_system_files,
 )
 from mrp.runtime.sandbox.materials import Materials
 from mrp.runtime.sandbox.protocol import Cancelled, Endpoint
@@ -47,7 +50,15 @@ from mrp.runtime.sandbox.supervise import Wake, Watch, supervise
 from mrp.runtime.state import unwritable
 from mrp.specs.errors import InfraError
 from mrp.specs.ir import Limits
-from mrp.specs.work import ISOLATION, OPERATOR_DIR, SDK_DIR, Completed, Mount, Process
+from mrp.specs.work import (
+    ISOLATION,
+    OPERATOR_DIR,
+    OUT,
+    SDK_DIR,
+    Completed,
+    Mount,
+    Process,
+)
 
 _OPEN_FILES = 4096
 _DATA_BACKSTOP = 2**30
@@ -88,6 +99,8 @@ class LocalBackend:
         self._held = ExitStack()
         self._views: dict[Digest, ImageView] = {}
         self._held_trees: dict[Digest, Path] = {}
+        self._compiling = threading.Lock()
+        self._bytecode: dict[tuple[Digest, Digest], Digest] = {}
         self._hierarchy: tuple[Hierarchy | None] | None = None
         self._wakes: set[Wake] = set()
         self._closed = self._cancelled = False
@@ -107,14 +120,19 @@ class LocalBackend:
                 view = self._view(process.box.image)
                 way = self._means.way(process, view)
                 if process.entry is not None and way != "hand" and not self._means.can_fork(process, view):
-                    process = _started_anew(process, view)
+                    process = started_anew(process, view, self._bytecode_of(process, view, wake))
                     way = self._means.way(process, view)
-                shared = self._shares(process, view, way)
+                shared = self._shares(process, view, way) if endpoint is None else None
                 if shared is not None:
                     return self._slots.run_one(shared, wake)
-                if way == "bubblewrap":
-                    return self._run_in_bubblewrap(process, view, dict(secrets), wake)
-                return self._run_on_stage(process, view, dict(secrets), wake, walled=way == "stage")
+                private = way != "hand" and process.box.network != "open"
+                doors = Doorways(doors_of(process, endpoint), private=private)
+                try:
+                    if way == "bubblewrap":
+                        return self._run_in_bubblewrap(process, view, dict(secrets), wake, doors)
+                    return self._run_on_stage(process, view, dict(secrets), wake, doors, walled=way == "stage")
+                finally:
+                    doors.close()
         except (InfraError, OSError) as error:
             raise self._failure(tag, error) from error
 
@@ -140,8 +158,9 @@ class LocalBackend:
         """See mrp.runtime.sandbox.protocol.Backend."""
         with suppress(InfraError, CacheError, OSError):
             self._means.zygote()
-            if sdk is not None:
-                self._means.operator_zygote(self._view(image), self._held_tree(sdk))
+            view = self._view(image)
+            if sdk is not None and view.root is None:
+                self._means.operator_zygote(view, self._held_tree(sdk))
 
     def cancel(self) -> None:
         """See mrp.runtime.sandbox.protocol.Backend."""
@@ -171,8 +190,6 @@ class LocalBackend:
                 "and allow user namespaces, or allow the weaker level in the policy",
                 retryable=False,
             )
-        if isinstance(box.network, tuple):
-            raise InfraError("an allowlist of hosts is not supported yet; use `network: none`", retryable=False)
         if box.limits.gpus is not None:
             raise InfraError("the local sandbox gives no GPUs; remove `gpus` from the limits", retryable=False)
         if (process.entry is None) == (not process.argv):
@@ -197,30 +214,49 @@ class LocalBackend:
         """The process as one that may run in a sandbox together with others of its operator; None when it may not."""
         return shareable(process, view, self._empty) if way == "stage" else None
 
+    def _bytecode_of(self, process: Process, view: ImageView, wake: Wake) -> Digest | None:
+        """The tree with byte code for operators of a portable image, made when it is first needed."""
+        sdk = next(mount.tree for mount in process.mounts if mount.path == SDK_DIR)
+        if view.root is None or view.python is None:
+            return None
+        with self._compiling:
+            key = (process.box.image, sdk)
+            if key not in self._bytecode:
+                work = compiling(view.python, *key)
+                doors = Doorways((), private=True)
+                if self._means.way(work, view) == "bubblewrap":
+                    done = self._run_in_bubblewrap(work, view, {}, wake, doors)
+                else:
+                    done = self._run_on_stage(work, view, {}, wake, doors, walled=True)
+                self._bytecode[key] = done.outputs[OUT] if done.exit_code == 0 else self._empty
+            return self._bytecode[key]
+
     def _run_on_stage(
-        self, process: Process, view: ImageView, secrets: dict[str, str], wake: Wake, *, walled: bool
+        self, process: Process, view: ImageView, secrets: dict[str, str], wake: Wake, doors: Doorways, *, walled: bool
     ) -> Completed:
         """A process on a stage, or by a hand, that nobody else uses meanwhile."""
         redact = Redactor(secrets)
         points = process_points(process)
-        key = _stage_key(process, points) if walled else process.box.limits
-        stage = self._stages.take(key, lambda: self._make_stage(process, view, points, walled=walled))
+        key = _stage_key(process, points, doors) if walled else process.box.limits
+        stage = self._stages.take(key, lambda: self._make_stage(process, view, points, doors, walled=walled))
         try:
             with ExitStack() as stack:
                 execute = process.box.allow is None
                 folders = lay_out(process, stage.folders.get, self._store, self._materials, stack, execute=execute)
                 watch = self._watch(list(folders.writable.values()), process.box.limits, folders.base)
-                job = self._job(process, view, (), environment(process, view, secrets), watch)
+                job = self._job(process, view, (), environment(process, view, secrets, doors.env), watch)
                 told = self._told(job, folders, stage) if walled else means.told_to_hand(process, job, view, folders)
                 logs, outputs = _pipes()
                 try:
-                    running = stage.start(told, outputs)
+                    running = stage.start(told, outputs, doors.open)
                 finally:
                     _close(outputs)
                 try:
                     done = supervise(running, logs, float(process.timeout), watch, wake, redact.margin)
                 finally:
                     running.close()
+                    # Before another process finds the port.
+                    doors.close()
                 if stage.dead and walled:
                     stage.channel.wait_for_end()
                 isolation = "namespaces" if walled else "none"
@@ -235,7 +271,9 @@ class LocalBackend:
         finally:
             self._stages.give_back(key, stage)
 
-    def _make_stage(self, process: Process, view: ImageView, points: Sequence[str], *, walled: bool) -> Stage:
+    def _make_stage(
+        self, process: Process, view: ImageView, points: Sequence[str], doors: Doorways, *, walled: bool
+    ) -> Stage:
         number = f"stage{next(self._numbers)}"
         folder = self._jobs / number
         (folder / "root").mkdir(parents=True)
@@ -249,6 +287,7 @@ class LocalBackend:
             steps.append(Step("bind", MATERIALS, str(self._materials.root), execute=execute))
             steps.append(Step("bind", JOBS, str(folder), writable=True, execute=execute))
             job = self._job(process, view, steps, {}, self._watch([folder], process.box.limits), folder / "root")
+            job = job._replace(doors=doors.ports)
             zygote = self._means.zygote()
             if process.entry is not None:
                 sdk = next(mount.tree for mount in process.mounts if mount.path == SDK_DIR)
@@ -267,7 +306,9 @@ class LocalBackend:
             mounts.append((f"{below[0]}/{folder.relative_to(below[1])}", path))
         return {"mounts": mounts, "argv": job.argv, "env": job.env, "cwd": job.cwd, "rlimits": job.rlimits}
 
-    def _run_in_bubblewrap(self, process: Process, view: ImageView, secrets: dict[str, str], wake: Wake) -> Completed:
+    def _run_in_bubblewrap(
+        self, process: Process, view: ImageView, secrets: dict[str, str], wake: Wake, doors: Doorways
+    ) -> Completed:
         """A command in a sandbox of its own by bubblewrap."""
         bubblewrap = self._means.found().bubblewrap
         assert bubblewrap is not None
@@ -278,12 +319,13 @@ class LocalBackend:
             folders = lay_out(process, new_folders.get, self._store, self._materials, stack, execute=True)
             watch = self._watch(list(folders.writable.values()), process.box.limits, folders.base)
             steps = [*self._root_steps(process, view, folders.all()), *folders.steps]
-            job = self._job(process, view, steps, environment(process, view, secrets), watch)
+            job = self._job(process, view, steps, environment(process, view, secrets, doors.env), watch)
+            job = job._replace(doors=doors.ports)
             group = self._group(process.box.limits, place.name)
             try:
                 logs, outputs = _pipes()
                 try:
-                    running = start_bubblewrap(bubblewrap, job, outputs, group)
+                    running = start_bubblewrap(bubblewrap, job, outputs, group, doors.open)
                 finally:
                     _close(outputs)
                 try:
@@ -357,7 +399,7 @@ class LocalBackend:
         private = self._scratch.folder / f"etc-{view.uid}-{view.gid}"
         with self._lock:
             if not private.exists():
-                system_files(private, view.uid, view.gid)
+                write_system_files(private, view.uid, view.gid)
         execute = process.box.allow is None
         return root_steps(
             view, private, points, process.box.network == "open", process.box.limits.memory, execute=execute
@@ -425,21 +467,11 @@ class LocalBackend:
             remove_folder(place)
 
 
-def _started_anew(process: Process, view: ImageView) -> Process:
-    """An operator as a command, for when it cannot be forked from a warm process."""
-    import dataclasses
-
-    assert process.entry is not None
-    env = {**process.env, "MRP_ENTRY": process.entry, "MRP_ROLE": process.role}
-    argv = means.operator_argv(view, SDK_DIR, OPERATOR_DIR)
-    return dataclasses.replace(process, argv=argv, entry=None, pure=False, env=env)
-
-
-def _stage_key(process: Process, points: Sequence[str]) -> tuple[object, ...]:
+def _stage_key(process: Process, points: Sequence[str], doors: Doorways) -> tuple[object, ...]:
     """What is the same for all jobs of a stage."""
     box = process.box
     sdk = [mount.tree for mount in process.mounts if mount.path == SDK_DIR and process.entry is not None]
-    return (box.image, box.network, box.limits, box.allow, tuple(sdk), tuple(points))
+    return (box.image, box.network, box.limits, box.allow, tuple(sdk), tuple(points), doors.ports)
 
 
 def _pipes() -> tuple[tuple[int, int], tuple[int, int]]:

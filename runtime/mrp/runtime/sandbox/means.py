@@ -71,7 +71,7 @@ class Means:
 
     def way(self, process: Process, view: ImageView) -> Way:
         """The cheapest way that will do for a process. Raises InfraError."""
-        needs_walls = process.box.allow is not None or view.layers is not None
+        needs_walls = process.box.allow is not None or view.needs_walls or isinstance(process.box.network, tuple)
         if self._goes_without_walls and process.entry is None and not needs_walls:
             return "hand"
         found = self.found()
@@ -80,7 +80,9 @@ class Means:
         if found.launcher:
             return "stage"
         if needs_walls or self._require != "none":
-            what = "`allow`" if process.box.allow is not None else "an image with layers" if needs_walls else "policy"
+            what = "an image with files of its own" if view.needs_walls else "policy"
+            if process.box.allow is not None or isinstance(process.box.network, tuple):
+                what = "`allow`"
             raise InfraError(f"{what} needs a sandbox, and this machine can make none", retryable=False)
         return "hand"
 
@@ -89,7 +91,12 @@ class Means:
         return self._require == "none" and "plain" in self._allowed
 
     def can_fork(self, process: Process, view: ImageView) -> bool:
-        """Whether an operator can be forked from a warm process, which has Python's own variables fixed already."""
+        """Whether an operator can be forked from a warm process, which has Python's own variables fixed already.
+
+        That process has no walls around it, and so is never a Python that came with a portable image.
+        """
+        if view.root is not None:
+            return False
         own = {**view.env, **process.box.env, **process.env}
         fixed = all(value == DEFAULT_ENV.get(name) for name, value in own.items() if name.startswith("PYTHON"))
         return fixed and self.found().launcher

@@ -27,6 +27,7 @@ from mrp.runtime.sandbox.launcher import (
     join,
     limit_calls,
     map_user,
+    open_doors,
     receive_descriptors,
     receive_frame,
     report,
@@ -68,6 +69,8 @@ def run_stage(
         walls = _walls(job)
         commands = Commands(job, channel, walls) if job.argv is not None and job.allow is None else None
         while _is_wanted(channel):
+            if job.doors:
+                open_doors(job.doors, channel)
             os.pwrite(last_pid, b"1", 0)
             if commands is not None:
                 worker = commands.start()
@@ -77,7 +80,7 @@ def run_stage(
                 os.close(last_pid)
                 _work(job, channel, walls, function)
             status, cpu, rss = _wait_for(worker)
-            if job.private_network and _network_traces() != untouched:
+            if job.doors or (job.private_network and _network_traces() != untouched):
                 kernel.unshare(kernel.CLONE_NEWNET)
                 kernel.start_loopback()
                 untouched = _network_traces()

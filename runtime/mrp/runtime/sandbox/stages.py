@@ -43,15 +43,17 @@ class Stage:
         self.served = 0
         self._events, self._cpu = Events(), 0.0
 
-    def start(self, told: Mapping[str, object], outputs: Sequence[int]) -> "Staged":
-        """Run a job; `told` as in mrp.runtime.sandbox.stage and hand. Raises InfraError."""
+    def start(
+        self, told: Mapping[str, object], outputs: Sequence[int], opened: Callable[[list[int]], None] | None = None
+    ) -> "Staged":
+        """Run a job; `told` as in mrp.runtime.sandbox.stage and hand. `opened` gets its doors. Raises InfraError."""
         self.served += 1
         try:
             send_frame(self.channel.connection, json.dumps(told).encode(), outputs)
         except OSError as error:
             self.dead = True
             raise InfraError(f"a sandbox ended early: {error}") from error
-        return Staged(self)
+        return Staged(self, opened)
 
     def is_alive(self) -> bool:
         """Whether it waits for a job: then it has nothing to say."""
@@ -87,8 +89,8 @@ class Stage:
 class Staged:
     """One job; see mrp.runtime.sandbox.supervise.Running."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
+    def __init__(self, stage: Stage, opened: Callable[[list[int]], None] | None) -> None:
+        self._stage, self._opened = stage, opened
         self._exec_error: int | None = None
         self._over = False
 
@@ -102,6 +104,8 @@ class Staged:
             self._stage.dead = True
             raise
         for line in lines:
+            if "doors" in line and self._opened is not None:
+                self._opened(self._stage.channel.take_doors())
             if "exec" in line:
                 self._exec_error = int(str(line["exec"]))
             how = line.get("ended", line.get("status"))
