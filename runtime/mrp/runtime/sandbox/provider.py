@@ -2,16 +2,23 @@
 
 `mrp.runtime.sandbox.provided.ProvidedBackend` makes a Backend of any of them. A provider moves bytes and starts
 processes; what a contract folder is, what a limit means and what is kept is decided there, once.
+
+Added to the first version, each with a default: Order.given, Order.file_bytes, Exit.wall_s, Exit.exec_error, KEPT_LOG;
+and Gathering, which a sandbox may be or not.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from mrp.runtime.images.portable import PortableImage
 from mrp.specs.ir import Limits
+from mrp.specs.work import LOG_BYTES, MAX_WORD
+
+KEPT_LOG = LOG_BYTES + MAX_WORD + 1
+"""Bytes of each log that a provider keeps at most: so much beyond LOG_BYTES that no secret is cut in two there."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,8 @@ class Owner:
 class Order:
     """What a sandbox must be. `image` is what `prepare` gave. `writable`: the guest folders that can be written to.
 
-    Everything else is read-only where the provider can do so. network: `none` or `open`.
+    given: guest folders that `put` fills and no command may write to. Everything else is read-only where the provider
+    can do so. network: `none` or `open`. file_bytes: what no file may grow beyond, 0 for no such limit.
     """
 
     image: str
@@ -38,13 +46,16 @@ class Order:
     user: str = "1000:1000"
     writable: tuple[str, ...] = ()
     name: str = ""
+    given: tuple[str, ...] = ()
+    file_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Exit:
     """How a command ended: its exit code (128 + N for signal N) or the limit that ended it (memory, pids or wall).
 
-    stdout and stderr are files with all that was written, cut at mrp.specs.work.LOG_BYTES and a line that says so.
+    stdout and stderr are files with all that was written, or its first KEPT_LOG bytes. exec_error: the errno when the
+    program could not be executed at all (exit code 127 or 126). wall_s: seconds that it ran, where the service knows.
     """
 
     exit_code: int | None
@@ -53,6 +64,8 @@ class Exit:
     stderr: Path
     cpu_s: Decimal = Decimal(0)
     max_rss: int = 0
+    wall_s: Decimal | None = None
+    exec_error: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,14 @@ class Sandbox(Protocol):
 
     def destroy(self) -> None:
         """Kill and remove it. Idempotent, from any thread; a sandbox that is gone already is no error."""
+
+
+@runtime_checkable
+class Gathering(Protocol):
+    """What a Sandbox is too when fetching several folders at once costs it less than one after the other."""
+
+    def get_many(self, paths: Sequence[str], out: BinaryIO, most: int) -> bool:
+        """As `get`, for several folders, none of which lies in another; names are relative to /."""
 
 
 class Provider(Protocol):

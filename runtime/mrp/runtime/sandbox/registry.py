@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from mrp.cache.store import Store
 from mrp.runtime.sandbox.protocol import Backend
-from mrp.runtime.sandbox.provider import Owner
+from mrp.runtime.sandbox.provider import Owner, Provider
 
 
 @dataclass(frozen=True)
@@ -31,5 +33,42 @@ def _local(settings: BackendSettings) -> Backend:
     return LocalBackend(settings.store, settings.scratch, require=settings.require)
 
 
-BACKENDS: dict[str, Callable[[BackendSettings], Backend]] = {"local": _local}
-"""Name -> how to start it. Each imports its vendor's SDK when it is started; a missing extra is an InfraError."""
+def _docker(store: Store | None = None) -> Provider:
+    from mrp.runtime.sandbox.docker import DockerProvider
+
+    return DockerProvider(store)
+
+
+def _modal(store: Store | None = None) -> Provider:
+    from mrp.runtime.sandbox.modal import ModalProvider
+
+    return ModalProvider(store)
+
+
+def _daytona(store: Store | None = None) -> Provider:
+    from mrp.runtime.sandbox.daytona import DaytonaProvider
+
+    return DaytonaProvider(store)
+
+
+class OpenProvider(Protocol):
+    """How to reach a service. Without a store it can be asked what it has, and no image can be brought there."""
+
+    def __call__(self, store: Store | None = None) -> Provider: ...
+
+
+PROVIDERS: dict[str, OpenProvider] = {"docker": _docker, "modal": _modal, "daytona": _daytona}
+"""Name -> how to reach the service. Each imports its vendor's SDK; a missing extra is an InfraError that names it."""
+
+
+def _provided(name: str, settings: BackendSettings) -> Backend:
+    from mrp.runtime.sandbox.provided import ProvidedBackend
+
+    return ProvidedBackend(PROVIDERS[name](settings.store), settings)
+
+
+BACKENDS: dict[str, Callable[[BackendSettings], Backend]] = {
+    "local": _local,
+    **{name: partial(_provided, name) for name in PROVIDERS},
+}
+"""Name -> how to start it."""
