@@ -8,7 +8,7 @@ from benchmarks.workloads.basics import limits, starting
 from benchmarks.workloads.calls import null_calls
 from benchmarks.workloads.evals import evaluation
 from benchmarks.workloads.files import large_file, small_files
-from benchmarks.workloads.items import pure
+from benchmarks.workloads.items import on_ray, pure
 from benchmarks.workloads.trials import trials
 from benchmarks.workloads.w1 import w1
 
@@ -30,6 +30,7 @@ FULL: tuple[Benchmark, ...] = (
     large_file(2 * 1024**3),
     small_files(50_000),
     pure(10_000, ("mrp", "ray", "joblib", "redun"), slow={"redun": {"first": 1, "again": 3}}),
+    on_ray(10_000),
     w1(
         10_000,
         ("mrp", "mrp sandboxed", "ninja", "bazel"),

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks.environments import HERE, program
+from benchmarks.environments import HERE, MRP, program
 from benchmarks.measure import Finished
 from benchmarks.terms import Benchmark, Contestant, Slow, Step, WrongWork, nothing
 from benchmarks.workloads.mrp import Workspace
@@ -32,6 +32,19 @@ def pure(size: int, tools: tuple[str, ...], *, rounds: int = 5, slow: Mapping[st
         "Ray's time is that of the tasks alone, without its start; the others are whole processes. Ray has no cache."
     )
     return Benchmark(f"pure-{size}", about, ("first", "again"), rounds, contestants)
+
+
+def on_ray(size: int, *, rounds: int = 5) -> Benchmark:
+    """`size` items by mrp's Ray engine and by Ray itself; the start of Ray is left out on both sides."""
+
+    def contestants(folder: Path) -> list[Contestant]:
+        return [_mrp_on_ray(folder / "mrp", size), _ray(folder / "ray", size, {})]
+
+    about = (
+        f"{size:,} items of a trivial Python function on a cluster of this machine: `mrp build --engine ray`, all of "
+        "it but the start of Ray, and plain Ray with one task an item. Only mrp isolates items and keeps results."
+    )
+    return Benchmark(f"ray-{size}", about, ("first",), rounds, contestants)
 
 
 def rollout_files(size: int, *, pure: bool) -> dict[str, str]:
@@ -62,6 +75,16 @@ def _mrp(folder: Path, size: int, slow: Slow) -> Contestant:
         "again": workspace.build("//:solve", executed=0, cached=size, then=check, rounds=slow.get("again")),
     }
     return Contestant("mrp", lambda: workspace.write(rollout_files(size, pure=True)), steps)
+
+
+def _mrp_on_ray(folder: Path, size: int) -> Contestant:
+    workspace = Workspace(folder)
+    script, jobs = str(HERE / "programs" / "mrp_ray_items.py"), str(len(os.sched_getaffinity(0)) + 1)
+    command = (str(MRP / "python"), script, str(size), jobs, str(workspace.root))
+    environment = {"MRP_CACHE": str(folder / "cache")}
+    check = _counted(size)
+    step = Step(command, folder, environment, before=workspace.forget, check=check, inside=True)
+    return Contestant("mrp", lambda: workspace.write(rollout_files(size, pure=True)), {"first": step}, served=True)
 
 
 def _ray(folder: Path, size: int, slow: Slow) -> Contestant:

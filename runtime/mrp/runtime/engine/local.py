@@ -11,6 +11,9 @@ from mrp.runtime.execute import Executed, may_share
 BATCH_SECONDS = 0.03
 """About so long a batch is to last: long beside the cost of handing it over, short beside what a person notices."""
 
+ELSEWHERE_SECONDS = 0.3
+"""The same where handing over takes milliseconds, on an engine whose processes run in other processes."""
+
 _LEAST_SECONDS = 0.0003
 """What an item takes at least with all that is done about it."""
 
@@ -25,9 +28,13 @@ class LocalEngine:
     """
 
     def __init__(
-        self, slots: int, execute: Callable[[Action], Executed], execute_many: ExecuteMany | None = None
+        self,
+        slots: int,
+        execute: Callable[[Action], Executed],
+        execute_many: ExecuteMany | None = None,
+        batch_seconds: float = BATCH_SECONDS,
     ) -> None:
-        self._execute, self._execute_many = execute, execute_many
+        self._execute, self._execute_many, self._batch_seconds = execute, execute_many, batch_seconds
         self._submitted: queue.SimpleQueue[tuple[Sequence[Action], bool] | None] = queue.SimpleQueue()
         self._finished: queue.SimpleQueue[Executed | BaseException | None] = queue.SimpleQueue()
         self._failure: BaseException | None = None
@@ -52,7 +59,7 @@ class LocalEngine:
         if self._execute_many is None:
             return 1
         seconds = self._seconds.get((action.label, action.kind))
-        return 1 if seconds is None else max(1, int(BATCH_SECONDS / seconds))
+        return 1 if seconds is None else max(1, int(self._batch_seconds / seconds))
 
     def wait(self, timeout: float | None) -> list[Executed]:
         """All that has finished; blocks for the first one at most `timeout` seconds (None: until there is one).
