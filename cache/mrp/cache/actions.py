@@ -26,8 +26,9 @@ _ROWS_AT_ONCE = 100
 
 @dataclass(frozen=True, slots=True)
 class ActionEntry:
-    """What an action left. `blobs` and `trees` are what a hit needs; the loss of `extra` (logs) does not spoil one.
+    """What an action left. `blobs` and `trees` are what a hit needs; the loss of `extra` does not spoil one.
 
+    `extra`: logs, and the keys of other entries that are parts of this one. Both stay for as long as it does.
     result: what later actions may depend on. byproducts: the attempts. preimage: the bytes whose hash is the key.
     isolation: the level that was achieved. created: seconds since the epoch.
     """

@@ -231,6 +231,12 @@ class Blobs:
         """Whether a commit would write anything."""
         return bool(self._waiting.small or self._waiting.touched or self.files.has_waiting())
 
+    def take_small(self) -> dict[Digest, bytes]:
+        """The small blobs that wait for a commit; this store forgets them, and another one is to keep them."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, _Batch(touched=self._waiting.touched)
+        return waiting.small
+
     def _put_small(self, digest: Digest, data: bytes) -> None:
         with self._lock:
             waiting = self._waiting

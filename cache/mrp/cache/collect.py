@@ -150,6 +150,7 @@ def _choose(
     oldest = now - max_age_s if max_age_s is not None else 0
     dropped: dict[ActionKey, int] = {}
     full = False
+    held: set[ActionKey] = set()
     for start in range(0, len(rows), _PAGE):
         page = rows[start : start + _PAGE]
         entries = store.actions.lookup([ActionKey(Digest(name.hex())) for _, _, name in page], mark=False)
@@ -165,6 +166,12 @@ def _choose(
                 dropped[key] = used
             else:
                 marks.add(objects, blobs)
+                held.update(map(ActionKey, entry.extra))
+    # Entries that another one names are parts of it: a trial's calls stay for as long as the trial does.
+    parts = store.actions.lookup([key for key in dropped if key in held], mark=False)
+    for key, entry in parts.items():
+        marks.add_refs(marks.refs_of(entry))
+        del dropped[key]
     return dropped
 
 

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from mrp.cache.canonical import KEY_VERSION, Json, Shape, action_key, canonical_bytes
 from mrp.cache.digest import ActionKey, Digest, digest_bytes
 from mrp.cache.store import Store
+from mrp.rules.calling import ModelUse
 from mrp.specs.results import Byproducts, Result
 from mrp.specs.work import Completed, Process
 
@@ -92,6 +93,12 @@ class Action:
     def identity(self) -> tuple[str, str, str]:
         """(label, item, kind): what stays the same when the key changes."""
         return (self.label, self.item, self.kind.value)
+
+    @property
+    def model(self) -> ModelUse | None:
+        """The model that its process may call: what it costs is then counted call by call, and not as declared."""
+        use: ModelUse | None = getattr(self.work, "model", None)
+        return use
 
     def make_ready(self) -> None:
         """Make what is made late. Raises BuildFailed, CacheError; after it, `work` raises nothing for the asking."""

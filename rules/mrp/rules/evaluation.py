@@ -5,11 +5,11 @@ from decimal import Decimal
 
 from mrp.cache.canonical import Json
 from mrp.rules.action import ActionKind, make_action
+from mrp.rules.model import model_use
 from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk
 from mrp.rules.reduction import ExpectationFailed, RunReducer
 from mrp.rules.rows import artifact_tree
-from mrp.rules.rule import DocumentValue, OneAction, OperatorValue, RuleContext, SandboxValue
-from mrp.specs.errors import InfraError
+from mrp.rules.rule import DocumentValue, ModelValue, OneAction, OperatorValue, RuleContext, SandboxValue
 from mrp.specs.expressions import parse_expression
 from mrp.specs.ir import EvaluateTask
 from mrp.specs.work import OUT
@@ -19,16 +19,15 @@ class EvaluationRule(OneAction):
     """The subject stands under /task as a folder; see mrp.rules.rows.artifact_tree."""
 
     def __init__(self, task: EvaluateTask, context: RuleContext) -> None:
-        if task.model is not None:
-            raise InfraError(
-                f"{task.label} has a model, and this version has no model gateway yet; remove `model`", retryable=False
-            )
         self._task, self._store = task, context.store
         self._partial = getattr(context.values[task.of], "partial", False)
         self._reproducible = context.reproducible(task)
         operator = context.value(task.evaluator, OperatorValue)
         sandbox = context.value(task.sandbox, SandboxValue)
         tree = artifact_tree(task.of, context)
+        model = None
+        if task.model is not None:
+            model = model_use(context.value(task.model, ModelValue), task.params, context)
         process = operator_process(
             operator,
             sandbox.box,
@@ -37,6 +36,7 @@ class EvaluationRule(OneAction):
             outputs=(OUT,),
             env=contract_env(params=task.params),
             timeout=sandbox.box.limits.wall,
+            model=model,
         )
         preimage: dict[str, Json] = {
             "evaluator": operator.digest,
@@ -45,7 +45,9 @@ class EvaluationRule(OneAction):
             "params": task.params,
             "subject": tree,
         }
-        work = RunReducer(process)
+        if model is not None:
+            preimage["model"] = model.description
+        work = RunReducer(process, model)
         action = make_action(ActionKind.EVALUATION, task.label, "", preimage, work, reproducible=self._reproducible)
         super().__init__(action)
 

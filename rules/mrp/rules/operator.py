@@ -7,6 +7,7 @@ from mrp.cache.canonical import Json, canonical_text
 from mrp.cache.digest import Digest
 from mrp.cache.store import Entry, Store
 from mrp.rules.action import put_description
+from mrp.rules.calling import ModelUse
 from mrp.rules.rule import NoAction, OperatorValue, RuleContext
 from mrp.specs.ir import OperatorTask
 from mrp.specs.work import OPERATOR_DIR, OUT, SDK_DIR, SOLUTION, TASK, WORK, Box, Mount, Process
@@ -45,11 +46,14 @@ def operator_process(
     env: Mapping[str, str],
     timeout: Decimal,
     role: str = "",
+    model: ModelUse | None = None,
 ) -> Process:
     """The process that runs an operator, with its code mounted read-only beside the trial's own trees.
 
-    role: what it is there for; its kind unless given.
+    role: what it is there for; its kind unless given. model: what it may call.
     """
+    if model is not None:
+        env = {**env, "MRP_MODEL": model.name}
     task = operator.task
     role = role or task.kind
     code = (Mount(OPERATOR_DIR, operator.tree),)
@@ -64,6 +68,7 @@ def operator_process(
             outputs=outputs,
             env=env,
             timeout=timeout,
+            model=model is not None,
         )
     return Process(
         box=box,
@@ -73,6 +78,7 @@ def operator_process(
         outputs=outputs,
         env={**env, "MRP_OPERATOR_DIR": OPERATOR_DIR},
         timeout=timeout,
+        model=model is not None,
     )
 
 

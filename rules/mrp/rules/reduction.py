@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mrp.cache.canonical import Json, canonical_bytes, canonical_text
 from mrp.cache.store import Store
 from mrp.rules.action import Action, ActionKind, Attempt, make_action
+from mrp.rules.calling import ModelUse
 from mrp.rules.conclude import byproducts_of, failure_reason, file_digest, outcome_of, read_document, reproducible
 from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk
 from mrp.rules.rule import DocumentValue, OneAction, OperatorValue, RuleContext, SandboxValue, TrialsValue
@@ -57,9 +58,10 @@ class RunBuiltinReducer:
 
 @dataclass(frozen=True)
 class RunReducer:
-    """Work: a reducer or evaluator of the user's, which writes /out/result.json."""
+    """Work: a reducer or evaluator of the user's, which writes /out/result.json. `model` is the one it may call."""
 
     process: Process
+    model: ModelUse | None = None
 
     def conclude(self, completed: Completed, store: Store) -> Attempt:
         outcome, byproducts = outcome_of(completed), byproducts_of(completed)

@@ -63,5 +63,9 @@ def make_rule(task: Task, context: RuleContext) -> Rule:
             from mrp.rules.sandbox import sandbox_rule
 
             return sandbox_rule(task, context)
-        case ModelTask() | SessionTask():
-            raise InfraError(f"{task.label} needs the model gateway, which this version does not have", retryable=False)
+        case ModelTask():
+            from mrp.rules.model import model_rule
+
+            return model_rule(task, context)
+        case SessionTask():
+            raise InfraError(f"{task.label} is a session, which this version cannot run yet", retryable=False)

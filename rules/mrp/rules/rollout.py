@@ -13,12 +13,15 @@ from mrp.cache.canonical import Json, Shape, canonical_bytes, canonical_digest, 
 from mrp.cache.digest import Digest, digest_bytes
 from mrp.cache.store import Entry
 from mrp.rules.action import Action, ActionKind, ActionShape, put_description
+from mrp.rules.calling import ModelUse
 from mrp.rules.interpolate import Template, TemplateError, parse_template
 from mrp.rules.kept import KeptTrials, can_keep
+from mrp.rules.model import model_use
 from mrp.rules.operator import contract_env, contract_mounts, operator_process, operator_sdk
 from mrp.rules.records import PublicFields, Record, read_index, read_line
 from mrp.rules.rule import (
     DatasetValue,
+    ModelValue,
     OperatorValue,
     RuleContext,
     SandboxValue,
@@ -59,10 +62,6 @@ class RolloutRule:
     """
 
     def __init__(self, task: MapTask, context: RuleContext) -> None:
-        if task.model is not None:
-            raise InfraError(
-                f"{task.label} has a model, and this version has no model gateway yet; remove `model`", retryable=False
-            )
         self._task, self._context, self._store = task, context, context.store
         self._dataset = context.value(task.over, DatasetValue)
         if self._dataset.own_images:
@@ -73,6 +72,7 @@ class RolloutRule:
             )
         self._agent = context.value(task.agent, OperatorValue)
         self._sandbox = context.value(task.sandbox, SandboxValue)
+        self._model = self._model_use()
         self._templates = {name: parse_template(text) for name, text in task.env.items()}
         self._reads_record = any(_reads_record(template) for template in self._templates.values())
         self._timeout = min(task.timeout or self._sandbox.box.limits.wall, self._sandbox.box.limits.wall)
@@ -192,7 +192,7 @@ class RolloutRule:
         members = {"record": quoted(record.id), "sample": str(sample)}
         for name, tree in self._view(record).items():
             members[name] = f'"{tree}"'
-        work = RunTrial(partial(self._trial_process, trial), self._report, self._result_file())
+        work = RunTrial(partial(self._trial_process, trial), self._report, self._result_file(), self._model)
         return self._trial_shape.action(trial.item, members, work, reproducible=self._inputs_reproducible)
 
     def _trial_process(self, trial: _Trial) -> Process:
@@ -229,6 +229,7 @@ class RolloutRule:
                 outputs=tuple(dict.fromkeys(outputs)),
                 env=env,
                 timeout=self._timeout,
+                model=self._model,
             )
         except BuildFailed as error:
             raise BuildFailed(f"{task.label}[{trial.item}]: {error}") from None
@@ -276,9 +277,17 @@ class RolloutRule:
             timeout=timeout,
         )
 
+    def _model_use(self) -> ModelUse | None:
+        task = self._task
+        if task.model is None:
+            return None
+        model = self._context.value(task.model, ModelValue)
+        return model_use(model, task.params, self._context, calls=task.calls, tokens=task.tokens, usd=task.usd)
+
     def _shape_of_trials(self) -> ActionShape:
         """All that is the same for each trial of this rollout, stored once."""
         task = self._task
+        model = {"model": self._model.description} if self._model is not None else {}
         base = put_description(
             self._store,
             {
@@ -293,6 +302,7 @@ class RolloutRule:
                 "limits": {"calls": task.calls, "tokens": task.tokens, "usd": task.usd},
                 "report": self._report,
                 "language": LANGUAGE_VERSION,
+                **model,
             },
         )
         views = ("task", "starter", "solution") if self._agent.task.sees == "solution" else ("task", "starter")
@@ -387,7 +397,7 @@ class RolloutRule:
             "params": self._task.params,
             "seed": seed,
             "sample": sample,
-            "model": None,
+            "model": self._model.name if self._model is not None else None,
         }
         return self._store.put_tree({name: Entry("f", self._store.put_bytes(canonical_bytes(content)))})
 

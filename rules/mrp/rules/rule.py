@@ -13,7 +13,7 @@ from mrp.cache.digest import Digest
 from mrp.cache.store import ActionEntry, Entry, Store
 from mrp.rules.action import Action
 from mrp.specs.errors import BuildFailed, InfraError
-from mrp.specs.ir import Files, OperatorTask, SandboxTask, Task, dependencies
+from mrp.specs.ir import Files, ModelTask, OperatorTask, SandboxTask, Task, dependencies
 from mrp.specs.results import Outcome, Ref, Result, result_from_json
 from mrp.specs.work import Box
 
@@ -78,6 +78,20 @@ class OperatorValue:
 
 
 @dataclass(frozen=True)
+class ModelValue:
+    """A model. `identity`: all of it that can change an answer, sampling apart, with files by their digests.
+
+    `tree` holds its files at their workspace paths, which are the ones in the task's document.
+    """
+
+    task: ModelTask
+    identity: Mapping[str, Json]
+    tree: Digest
+    outputs: Mapping[str, Ref] = field(default_factory=dict)
+    reproducible: bool = True
+
+
+@dataclass(frozen=True)
 class TrialsValue:
     """A rollout's trials: `trials` is a JSON-lines blob in canonical order.
 
@@ -133,6 +147,7 @@ Value: TypeAlias = (
     | ImageValue
     | SandboxValue
     | OperatorValue
+    | ModelValue
     | TrialsValue
     | DocumentValue
     | ProducedValue

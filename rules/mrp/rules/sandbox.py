@@ -36,13 +36,11 @@ def _refuse_later(task: SandboxTask) -> None:
     """Raise InfraError for what no backend of this version can give, before anything runs in such a sandbox."""
     asked = {
         "volumes, which this version cannot mount": bool(task.volumes),
-        "an allowlist of hosts, which this version cannot keep; use `network: none`": isinstance(task.network, tuple),
         "gpus in its limits, which this version cannot give": task.limits.gpus is not None,
     }
     for what, is_asked in asked.items():
         if is_asked:
-            step = "" if ";" in what else "; remove them"
-            raise InfraError(f"{task.label} has {what}{step}", retryable=False)
+            raise InfraError(f"{task.label} has {what}; remove them", retryable=False)
 
 
 def box_json(box: Box) -> Json:

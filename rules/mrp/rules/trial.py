@@ -10,6 +10,7 @@ from decimal import Decimal
 from mrp.cache.canonical import Json
 from mrp.cache.store import Store
 from mrp.rules.action import Attempt, LateProcess
+from mrp.rules.calling import ModelUse
 from mrp.rules.conclude import (
     byproducts_of,
     failure_reason,
@@ -31,13 +32,19 @@ _MAX_REWARD_TEXT = 4096
 class RunTrial(LateProcess):
     """Work: an agent on one record. `report` is the metric that it reports as its own reward, or None.
 
-    `result` is (folder, name) of the file that holds the agent's own account of the trial.
+    `result` is (folder, name) of the file that holds the agent's own account of the trial; `model` the one that it may
+    call.
     """
 
     def __init__(
-        self, make: Callable[[], Process], report: str | None = None, result: tuple[str, str] = (OUT, "result.json")
+        self,
+        make: Callable[[], Process],
+        report: str | None = None,
+        result: tuple[str, str] = (OUT, "result.json"),
+        model: ModelUse | None = None,
     ) -> None:
         super().__init__(make)
+        self.model = model
         self._report, self._result = report, result
 
     def conclude(self, completed: Completed, store: Store) -> Attempt:

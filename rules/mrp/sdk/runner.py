@@ -111,6 +111,10 @@ def _run(loader: Callable[[], Any], role: str, environ: Mapping[str, str], outpu
     if has_work:
         os.chdir(work)
     task_dir = Path(environ.get("MRP_TASK_DIR", "/task"))
+    if model is None and "MRP_MODEL" in environ:
+        from mrp.sdk.model import Model
+
+        model = Model(environ["OPENAI_BASE_URL"], environ["MRP_MODEL"])
     context = Context(
         params=json.loads(environ.get("MRP_PARAMS", "{}")),
         seed=seed,

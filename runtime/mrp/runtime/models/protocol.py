@@ -1,22 +1,60 @@
 """The contract of models: whatever answers the calls of the OpenAI API that the gateway lets through."""
 
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Protocol
 
 from mrp.cache.canonical import Json
 
 
+class Held:
+    """How long a trial waited for what is not its own doing: a model that starts, is busy, or takes no more for now.
+
+    Entered around each such wait, from any thread; waits at the same time count once.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside, self._since, self._total = 0, 0.0, 0.0
+
+    @property
+    def seconds(self) -> float:
+        """All waits so far, one that still goes on included."""
+        with self._lock:
+            return self._total + (time.monotonic() - self._since if self._inside else 0.0)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._since = time.monotonic()
+            self._inside += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._total += time.monotonic() - self._since
+
+
 @dataclass(frozen=True)
 class Call:
-    """One request: `path` is chat/completions, completions or another below /v1; `body` with the sampling filled in.
+    """One request: `path` is chat/completions or completions; `body` with the sampling and the model's name filled in.
 
-    `body["stream"]` asks for an answer in chunks. timeout: seconds for the whole answer.
+    `body["stream"]` asks for an answer in chunks. timeout: seconds for the whole answer. number: how many other calls
+    the trial made before; occurrence: how many of these were the same. held: is entered while the call only waits.
     """
 
     path: str
     body: Mapping[str, Json]
     timeout: float = 600
+    number: int = 0
+    occurrence: int = 0
+    held: Held = field(default_factory=Held, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -35,9 +73,10 @@ class Answer:
 
 
 class Refused(Exception):
-    """The model took the call for wrong (a status of 4xx but 408, 409, 425 and 429): the caller's own fault.
+    """The model took the call for wrong (a status of 400, 413, 415, 422 or the like): the caller's own fault.
 
-    It is given to the agent as it came and never recorded.
+    It is given to the agent as it came and never recorded. A refusal of the key, the address or the model's name is
+    nothing that an agent could have done better, and is an InfraError.
     """
 
     def __init__(self, status: int, body: Json) -> None:
@@ -60,10 +99,7 @@ class Model(Protocol):
     """Answers calls, many at a time, from any thread. It tries each call once; trying again is the gateway's work."""
 
     def answer(self, call: Call) -> Answer:
-        """The whole answer. Raises Refused or Busy."""
-
-    def list(self) -> Json:
-        """What GET /v1/models says."""
+        """The whole answer. Raises Refused or Busy, and InfraError for what trying again will not mend."""
 
     def close(self) -> None:
         """Stop what it started. Idempotent."""
