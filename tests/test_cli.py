@@ -145,7 +145,7 @@ def test_wrong_params_are_refused(word: str, tmp_path: Path, monkeypatch: pytest
         params([word], tmp_path)
 
 
-@pytest.mark.parametrize("verb", ["image", "registry", "attest", "verify-attestation", "approve", "session"])
+@pytest.mark.parametrize("verb", ["registry", "attest", "verify-attestation", "approve", "session"])
 def test_verbs_of_later_versions_say_so(verb: str) -> None:
     done = mrp(verb, "anything")
     assert done.returncode == 2

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-from support.kinds import TASKS, Targets, lines, policy, shell, text, trials, workspace
+from support.kinds import TASKS, Targets, policy, shell, text, trials, workspace
 from support.places import Place
 
 OPERATORS = """
@@ -342,24 +341,32 @@ resources: {memory: 512MiB}
     assert [row["agent"] for row in trials(ws)] == ["//tools:helper"] * 2
 
 
-@pytest.mark.parametrize("kind", ["model", "session"])
-def test_what_needs_a_model_is_planned_and_refused_before_it_runs(tmp_path: Path, kind: str) -> None:
+def test_a_session_is_planned_and_refused_before_it_runs(tmp_path: Path) -> None:
+    targets: Targets = {
+        "me": shell(script="true"),
+        "talk": {"kind": "session", "agent": ":me", "prompts": ["one", "two"], "timeout": "5m"},
+    }
+    ws = workspace(tmp_path, targets)
+    assert ws.mrp("compile", "//:talk", "-o", str(tmp_path / "compiled")).returncode == 0
+    assert "//:me" in ws.mrp("query", "deps(//:talk)").stdout
+    assert "is a session, which this version cannot run yet" in ws.mrp("plan", "//:talk").stdout
+    report = ws.build("//:talk", code=4)
+    assert "is a session, which this version cannot run yet" in report["reason"]
+    assert report["executed"] == 0
+
+
+def test_a_rollout_and_an_evaluation_with_a_model_are_planned(tmp_path: Path) -> None:
     model = {"kind": "model", "provider": "scripted", "script": "answers.jsonl", "price": {"input": 1, "output": 2}}
     targets: Targets = {
         **TASKS,
         "canned": model,
         "me": shell(script="true"),
-        "judge": {"kind": "evaluator", "version": "1", "command": ["true"]},
+        "judge": {"kind": "evaluator", "version": "1", "command": ["sh", "-c", "echo {} > /out/result.json"]},
         "solve": solve(":me", model=":canned", limits={"calls": 5, "tokens": 100, "usd": 0.1}),
         "judged": {"kind": "evaluation", "of": ":tasks", "evaluator": ":judge", "model": ":canned"},
-        "talk": {"kind": "session", "agent": ":me", "prompts": ["one", "two"], "timeout": "5m"},
     }
-    ws = workspace(tmp_path, targets, {"answers.jsonl": "{}\n"})
-    asked = ["//:talk"] if kind == "session" else ["//:solve", "//:judged"]
-    assert ws.mrp("compile", *asked, "-o", str(tmp_path / "compiled")).returncode == 0
-    assert "//:me" in ws.mrp("query", f"deps({asked[0]})").stdout
-    assert "needs the model gateway, which this version does not have" in ws.mrp("plan", *asked).stdout
-    report = ws.build(*asked, code=4)
-    assert "needs the model gateway, which this version does not have" in report["reason"]
-    assert report["executed"] == 0
-    assert not lines(ws, "solve/trials.jsonl") if (ws.folder / "mrp-out/solve").exists() else True
+    ws = workspace(tmp_path, targets, {"answers.jsonl": ""})
+    assert "//:canned" in ws.mrp("query", "deps(//:solve)").stdout
+    assert "//:solve: 2" in ws.mrp("plan", "//:solve", "//:judged").stdout
+    assert ws.build("//:solve", "//:judged")["executed"] == 3
+    assert ws.build("//:solve", "//:judged")["executed"] == 0

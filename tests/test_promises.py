@@ -221,10 +221,10 @@ def test_an_agents_input_file_lies_beside_what_stands_there(tmp_path: Path) -> N
 def test_fail_fast_ends_a_build_of_which_other_targets_have_not_begun(tmp_path: Path) -> None:
     fetched = {"kind": "dataset", "fetch": {"path": "rows.jsonl", "sha256": "0" * 64}}
     targets: Targets = {
-        "a_model": {"kind": "model", "provider": "openai", "url": "https://example.org", "model": "x"},
+        "a_box": {"kind": "sandbox", "volumes": {"/memory": {"name": "memory"}}},
         "tasks": fetched,
         "me": shell(script="true"),
-        "solve": rollout(model=":a_model"),
+        "solve": rollout(sandbox=":a_box"),
     }
     ws = workspace(tmp_path, targets)
     process = ws.start("build", "//:solve", "--fail-fast")

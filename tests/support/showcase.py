@@ -83,12 +83,16 @@ FILES = {
               - dirs: [/var/cache]
               - links: {/usr/bin/py: python3}
               - {tar: data.tar, sha256: "0000000000000000000000000000000000000000000000000000000000000000"}
+            env: {LANG: C.UTF-8}
+            user: "1000:1000"
+          packed:
+            kind: image
+            base: scratch
+            layers:
               - {pip: requirements.lock}
               - {npm: package-lock.json}
               - {deb: [python3], lock: debs.lock}
               - run: [[touch, /ready]]
-            env: {LANG: C.UTF-8}
-            user: "1000:1000"
           based: {kind: image, base: ":py"}
           registry:
             kind: image
@@ -187,7 +191,7 @@ FILES = {
           everything:
             kind: job
             of: [all, trajectories, judged, own, claimed, judged-solve, printed, made, pinned, chat]
-          images: {kind: job, of: [based, registry, modal, snapshot, docker]}
+          images: {kind: job, of: [based, packed, registry, modal, snapshot, docker]}
           prep: {kind: command, srcs: ["in.txt"], outs: ["out.txt"], command: [cp, "${srcs}", "${outs}"], env: {A: b}}
           chat:
             kind: session
@@ -215,7 +219,11 @@ FILES = {
     "jobs/data.tar": "",
     "jobs/requirements.lock": "",
     "jobs/package-lock.json": "{}",
-    "jobs/debs.lock": "",
+    "jobs/debs.lock": """
+        {"mrp": 1, "distribution": "debian", "architecture": "amd64", "packages": [
+         {"name": "python3", "version": "3", "architecture": "amd64", "url": "http://deb.debian.org/python3_3_amd64.deb",
+          "sha256": "0000000000000000000000000000000000000000000000000000000000000000", "size": 1, "depends": []}]}
+    """,
     "jobs/Dockerfile": (
         "FROM python@sha256:0000000000000000000000000000000000000000000000000000000000000000 AS one\nFROM one\n"
     ),

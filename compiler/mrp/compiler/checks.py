@@ -9,15 +9,18 @@ from pathlib import Path
 
 from mrp.cache.canonical import Json
 from mrp.compiler.declare import Unit
+from mrp.compiler.dockerfile import downloads_of
 from mrp.compiler.params import check_params
 from mrp.compiler.problems import Problems
 from mrp.compiler.references import module_files
 from mrp.compiler.resolve import BUILTIN, Resolved
+from mrp.rules.image import PINNED_IMAGE, SOURCES
 from mrp.rules.interpolate import Name, TemplateError, parse_template
+from mrp.rules.locks import parse_deb_lock, parse_requirements
 from mrp.rules.reducers import REDUCERS
 from mrp.rules.views import check_record_names, check_views
 from mrp.specs import documents
-from mrp.specs.errors import Span, is_plain_relative, safe_relative
+from mrp.specs.errors import BuildFailed, Span, is_plain_relative, safe_relative
 from mrp.specs.ir import DatasetTask, MapTask, Task
 from mrp.specs.suggest import did_you_mean
 from mrp.specs.yaml import Node, find, key_span_at
@@ -29,6 +32,8 @@ GROUP_KEYS = ("agent", "model", "target")
 TRIAL_FIELDS = ("id", "sample", "target", "agent", "model", "matrix", "params", "outcome", "limit", "rewards", "tree")
 """What a reduction's `select` sees of a trial."""
 
+_SCHEMES = ("registry:", "dockerfile:", "modal:", "snapshot:")
+_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _NOT_WRITABLE = (
     *("/task", "/solution", "/opt/mrp", "/usr", "/bin", "/lib", "/lib32", "/lib64", "/sbin"),
@@ -73,7 +78,7 @@ class Checker:
             case documents.Reduction():
                 self._reduction(resolved, unit.document)
             case documents.Image():
-                self._image(unit, unit.document)
+                self._image(resolved, unit.document)
             case documents.Sandbox():
                 for path in unit.document.volumes:
                     self._guest_path(unit, ("volumes", path), path)
@@ -86,6 +91,7 @@ class Checker:
                 self._sink(unit, unit.document)
             case documents.Model():
                 self._sampling(unit, unit.document)
+                self._weights(resolved, unit.document)
 
     def _variable(self, unit: Unit, name: str) -> None:
         place = unit.span("env", name)
@@ -209,9 +215,11 @@ class Checker:
                     self.problems.add(place, f"the outputs `{other}` and `{out}` overlap", "keep the outer one")
             taken.append(out)
 
-    def _image(self, unit: Unit, image: documents.Image) -> None:
+    def _image(self, resolved: Resolved, image: documents.Image) -> None:
+        unit = resolved.unit
         if image.toolchain and image.base != "host":
             self.problems.add(unit.span("toolchain"), "a toolchain is a part of the machine", "it needs `base: host`")
+        self._base(resolved, image.base)
         for number, layer in enumerate(image.layers):
             for source, target in (layer.copy_ or {}).items():
                 self._guest_path(unit, ("layers", number, "copy", source), target)
@@ -219,6 +227,50 @@ class Checker:
                 self._guest_path(unit, ("layers", number, "dirs", place), target)
             for target in layer.links or ():
                 self._guest_path(unit, ("layers", number, "links", target), target)
+            self._packages(resolved, image, number, layer)
+
+    def _base(self, resolved: Resolved, base: str | documents.Dockerfile) -> None:
+        """A base is of a kind that is known, and a Dockerfile brings nothing that is not pinned."""
+        unit = resolved.unit
+        dockerfile = resolved.files.get(("base", "dockerfile"))
+        if dockerfile is not None:
+            for address in downloads_of(self.root / dockerfile.files[0]):
+                message = f"the Dockerfile of {unit.target.label} downloads {address}"
+                self.problems.add(unit.span("base"), message, "put the file into its context, and COPY it")
+        if not isinstance(base, str) or base.startswith("//"):
+            return
+        scheme, separator, _ = base.partition("///")
+        if separator and scheme not in _SCHEMES:
+            known = ", ".join(f"{known}///" for known in _SCHEMES)
+            self.problems.add(unit.span("base"), f"`{base}` is of no kind that is known", f"there are {known}")
+        elif "@" in base and not PINNED_IMAGE.match(base):
+            message = f"`{base}` does not name an image by its whole digest"
+            self.problems.add(unit.span("base"), message, "write name@sha256: and 64 hex digits")
+
+    def _packages(self, resolved: Resolved, image: documents.Image, number: int, layer: documents.Layer) -> None:
+        """Layers of packages lie over a file system of packages, and their locks hold what they name."""
+        unit = resolved.unit
+        kind = "deb" if layer.deb is not None else "pip"
+        if layer.deb is None and layer.pip is None:
+            return
+        if image.base == "host" or (isinstance(image.base, str) and image.base.startswith(SOURCES)):
+            message = f"a `{kind}` layer cannot lie over `{image.base}`"
+            self.problems.add(unit.span("layers", number), message, "use `base: scratch`, or an image by digest")
+            return
+        field = "lock" if kind == "deb" else "pip"
+        file = resolved.files.get(("layers", number, field))
+        if file is None:
+            return
+        try:
+            data = (self.root / file.files[0]).read_bytes()
+            if layer.deb is not None:
+                parse_deb_lock(data).closure(layer.deb)
+            else:
+                parse_requirements(data)
+        except BuildFailed as error:
+            self.problems.add(unit.span("layers", number, field), f"{file.files[0]}: {error}")
+        except OSError:
+            return  # a source that cannot be read is reported when all of them are
 
     def _guest_path(self, unit: Unit, location: tuple[str | int, ...], path: str) -> None:
         if not path.startswith("/") or safe_relative(path.strip("/") or ".") is None:
@@ -244,6 +296,17 @@ class Checker:
             self.problems.add(unit.span("path"), message, "write a path below the package's folder")
         if sink.type == "s3" and not sink.path.startswith("s3://"):
             self.problems.add(unit.span("path"), f"`{sink.path}` is no address of an s3 sink", "write s3://bucket/key")
+
+    def _weights(self, resolved: Resolved, model: documents.Model) -> None:
+        """What vLLM serves is pinned: a folder by its bytes, a name on a hub by a commit."""
+        unit = resolved.unit
+        if model.provider != "vllm" or resolved.files_below("weights"):
+            return
+        if not _COMMIT.match(model.revision or ""):
+            place = unit.span("revision" if model.revision else "weights")
+            message = f"the weights `{model.weights}` come from a hub, and no commit pins them"
+            hint = "add `revision`, with the 40 hex digits of a commit; a folder is written ./folder"
+            self.problems.add(place, message, hint)
 
     def _sampling(self, unit: Unit, model: documents.Model) -> None:
         for location, text in _texts(("sampling",), model.sampling):

@@ -4,7 +4,7 @@ import dataclasses
 import heapq
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,13 @@ from mrp.compiler.load import Memory
 from mrp.compiler.lower import Params, lower, sealed, split_part
 from mrp.compiler.params import check_params
 from mrp.compiler.pins import check_pins, check_versions
+from mrp.compiler.places import misplaced
 from mrp.compiler.policy import Subject, check_policy, policy_spec
 from mrp.compiler.requests import Request, matrix_aliases, read_request
 from mrp.compiler.resolve import BUILTIN, Resolved
 from mrp.compiler.workspace import Workspace
 from mrp.specs import ir
+from mrp.specs.backends import Place
 from mrp.specs.collector import paused_collector
 from mrp.specs.documents import Config
 from mrp.specs.errors import Diagnostic, Span, SpecError, UsageError
@@ -58,8 +60,11 @@ def compile_workspace(
     params: Mapping[str, Params] | None = None,
     digests: FileDigests,
     memory: Memory | None = None,
+    place: Callable[[Config], Place] | None = None,
 ) -> Compiled:
     """The plan for `targets` of the workspace at `root`; `params` override those of targets or cells, by label.
+
+    `place` says, from what the chosen configs set, where the plan will run, so that what cannot run there is refused.
 
     Every document of the workspace is checked; only the files of needed targets are read. Raises SpecError,
     PolicyError, and UsageError for targets, configs and params that do not exist.
@@ -73,6 +78,9 @@ def compile_workspace(
     drafts = [task for label in order if (task := analysis.task(label)) is not None]
     report = check_policy(analysis.workspace, _subjects(drafts, analysis), paths, analysis.problems)
     check_versions(analysis.workspace, drafts, analysis.problems)
+    settings = analysis.workspace.settings(analysis.chosen)
+    if place is not None:
+        _check_place(drafts, place(settings), analysis)
     analysis.problems.raise_if_any()
     del drafts
     sources = _Sources(root, digests)
@@ -97,10 +105,15 @@ def compile_workspace(
         manifest=_manifest(plan, analysis, sources, params or {}),
         policy_report=report,
         workspace=analysis.workspace,
-        settings=analysis.workspace.settings(analysis.chosen),
+        settings=settings,
         listed=tuple(analysis.workspace.tree.listed),
         documents=analysis.documents(),
     )
+
+
+def _check_place(tasks: Iterable[ir.Task], place: Place, analysis: Analysis) -> None:
+    for found in misplaced(tasks, place):
+        analysis.problems.add(_unit_of(found.label, analysis).unit.span(*found.location), found.message, found.hint)
 
 
 def write_compiled(compiled: Compiled, folder: Path) -> None:

@@ -148,9 +148,12 @@ class _Lowering:
     def _image(self, document: documents.Image) -> ir.ImageTask:
         base: Json = self._resolved.label("base") or document.base
         context = ir.Files()
-        if isinstance(document.base, documents.Dockerfile):
-            folder = normpath(join(self._package, document.base.context))
-            base = {"dockerfile": self._path("base", "dockerfile"), "context": "" if folder == "." else folder}
+        if ("base", "dockerfile") in self._resolved.files:
+            dockerfile = self._path("base", "dockerfile")
+            folder = dirname(dockerfile)
+            if isinstance(document.base, documents.Dockerfile):
+                folder = normpath(join(self._package, document.base.context))
+            base = {"dockerfile": dockerfile, "context": "" if folder == "." else folder}
             context = self._files("base")
         return ir.ImageTask(
             label=self._label,

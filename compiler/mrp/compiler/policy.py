@@ -14,7 +14,8 @@ from typing import Any
 from mrp.cache.canonical import Json, number_text
 from mrp.compiler.declare import Unit
 from mrp.compiler.dockerfile import bases_of
-from mrp.compiler.lower import HOST_SANDBOX, sink_path
+from mrp.compiler.lower import sink_path
+from mrp.compiler.places import runs_in_host_sandbox
 from mrp.compiler.problems import Problems
 from mrp.compiler.references import OPERATORS, Location
 from mrp.compiler.secret_texts import may_hold_secret, secret_in
@@ -249,7 +250,8 @@ class _Review:
 
     def _unpinned(self, subject: Subject) -> Iterator[Refusal]:
         for location, base in self._bases(subject):
-            if base in ("host", "scratch") or base.startswith("//") or ":///" in base or PINNED in base:
+            provided = ":///" in base and not base.startswith("registry:///")
+            if base in ("host", "scratch") or base.startswith("//") or provided or PINNED in base:
                 continue
             hint = f"write {base}@sha256:... with its digest, or `:name` for a target"
             yield Refusal(location, f"the image {base} is not pinned", hint)
@@ -267,11 +269,7 @@ class _Review:
 
     def _host(self, subject: Subject) -> Iterable[Refusal] | None:
         """Whoever runs in builtin:host uses the image `host`."""
-        task = subject.task
-        if getattr(task, "sandbox", None) != HOST_SANDBOX:
-            return None
-        builtin_reducer = isinstance(task, ir.ReduceTask) and task.reducer.startswith("builtin:")
-        if builtin_reducer or (isinstance(task, ir.ProduceTask) and task.producer is None):
+        if subject.task is None or not runs_in_host_sandbox(subject.task):
             return None
         return [] if "host" in self._policy.images else [_not_in("images", "host", ("sandbox",))]
 

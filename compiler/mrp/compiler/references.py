@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from posixpath import join
+from posixpath import dirname, join
 
 from mrp.compiler.declare import Unit
 from mrp.compiler.globs import EntryKind, WorkspaceTree
@@ -16,6 +16,7 @@ from mrp.specs.yaml import Node
 OPERATORS = ("agent", "reducer", "producer", "evaluator")
 BUILDABLE = ("dataset", "image", "command", "rollout", "reduction", "evaluation", "produce", "job", "session")
 FOLDER_FORMATS = ("dir", "harbor")
+DOCKERFILE = "dockerfile:///"
 
 _WITH_SRCS = frozenset((*OPERATORS, "dataset", "command"))
 _WITH_SINGLE_FILES = frozenset((*OPERATORS, "dataset", "sink", "model", "image"))
@@ -101,8 +102,13 @@ def uses(unit: Unit, tree: WorkspaceTree) -> tuple[list[LabelUse], list[FileUse]
         if not document.srcs and document.entry is not None:
             files.append(FileUse(("entry",), _module(tree, unit.package, document.entry), unit.span("entry")))
     if kind in _WITH_SINGLE_FILES:
-        files.extend(_single_files(unit))
+        files.extend(_single_files(unit, tree))
     return labels, files
+
+
+def dockerfile_of(base: str) -> str | None:
+    """The path, below the package, of the Dockerfile that a base like dockerfile:///path names; None for others."""
+    return base.removeprefix(DOCKERFILE).strip("/") if base.startswith(DOCKERFILE) else None
 
 
 def _takes_folders(document: Document) -> bool:
@@ -110,7 +116,7 @@ def _takes_folders(document: Document) -> bool:
     return document.format in FOLDER_FORMATS
 
 
-def _single_files(unit: Unit) -> Iterator[FileUse]:
+def _single_files(unit: Unit, tree: WorkspaceTree) -> Iterator[FileUse]:
     def one(node: Node | None, *location: str | int, want: Want = Want.FILE) -> Iterator[FileUse]:
         if node is not None and isinstance(node.value, str):
             yield FileUse(location, node.value, node.span, want)
@@ -121,7 +127,7 @@ def _single_files(unit: Unit) -> Iterator[FileUse]:
         for field in ("script", "template"):
             yield from one(_at(unit.node, field), field)
         weights = _at(unit.node, "weights")
-        if weights is not None and isinstance(weights.value, str) and weights.value.startswith("./"):
+        if weights is not None and isinstance(weights.value, str) and _is_folder(tree, unit.package, weights.value):
             yield from one(weights, "weights", want=Want.FILES)
     if unit.kind == "image":
         base = _at(unit.node, "base")
@@ -130,6 +136,9 @@ def _single_files(unit: Unit) -> Iterator[FileUse]:
             context = base.value.get("context")
             pattern = "**" if context is None or context.value in (".", "./") else str(context.value)
             yield FileUse(("base", "context"), pattern, (context or base).span)
+        elif base is not None and isinstance(base.value, str) and (file := dockerfile_of(base.value)) is not None:
+            yield FileUse(("base", "dockerfile"), file, base.span, Want.FILE)
+            yield FileUse(("base", "context"), dirname(file) or "**", base.span)
         for number, layer in enumerate(_items(_at(unit.node, "layers"))):
             for field in ("pip", "npm", "lock", "tar"):
                 node = _at(layer, field)
@@ -195,6 +204,13 @@ def _holds_label(wanted: Type) -> bool:
     if wanted.model is not None:
         return bool(_label_fields(wanted.model))
     return any(_holds_label(argument) for argument in wanted.arguments)
+
+
+def _is_folder(tree: WorkspaceTree, package: str, text: str) -> bool:
+    """Whether weights are a folder: it stands in the package, or `./` says that it should; else they are on a hub."""
+    path = join(package, text)
+    folder, name = path.rpartition("/")[::2]
+    return text.startswith("./") or tree.entries(folder).get(name) is EntryKind.FOLDER
 
 
 def _module(tree: WorkspaceTree, package: str, entry: str) -> str:

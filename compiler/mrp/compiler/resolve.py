@@ -114,7 +114,8 @@ def resolve_unit(unit: Unit, index: Index, tree: WorkspaceTree, problems: Proble
         try:
             files[file.location] = _expansion(file, unit, tree)
         except GlobError as error:
-            problems.add(file.span, f"`{file.role}` of {unit.target.label}: {error.message}", error.hint)
+            hint = f"write it with `mrp image lock {unit.label}`" if file.role == "layers.lock" else error.hint
+            problems.add(file.span, f"`{file.role}` of {unit.target.label}: {error.message}", hint)
     return Resolved(unit, labels, files, whole=len(problems) == before and all(labels.values()))
 
 

@@ -82,7 +82,9 @@ def _bounds(arguments: argparse.Namespace) -> tuple[float, int | None]:
 
 def _gc(store: Any, max_age: float, max_bytes: int | None, screen: Screen) -> int:
     from mrp.cache.maintenance import gc
+    from mrp.runtime.sandbox.roots import roots_folder, sweep_roots
 
+    sweep_roots(roots_folder(store), max_age)
     report = gc(store, keep=_plans_of_runs(store), max_age_s=max_age, max_bytes=max_bytes)
     if screen.json:
         screen.document(report.to_json())

@@ -20,6 +20,7 @@ from mrp.specs.errors import UsageError
 if TYPE_CHECKING:
     from mrp.cache.store import Store
     from mrp.runtime.diff import DiffReport
+    from mrp.runtime.models.calls import Calls, Proof
     from mrp.runtime.options import BuildOptions
     from mrp.runtime.recorded import Recorded
     from mrp.runtime.report import BuildReport
@@ -124,6 +125,7 @@ def _show(report: "DiffReport", roots: list[str], screen: Screen) -> None:
 def _check(arguments: argparse.Namespace, screen: Screen) -> int:
     from mrp.runtime.build import compiled_state
     from mrp.runtime.diff import diff_runs
+    from mrp.runtime.models.calls import Calls, Proof
 
     need_targets(arguments)
     if arguments.runs < 2:
@@ -133,19 +135,22 @@ def _check(arguments: argparse.Namespace, screen: Screen) -> int:
         with compiled_state(build_options(arguments, root), to_run=True) as (plan, chosen, store, _):
             order = [task.label for task in plan.tasks]
             runs: list[Recorded] = []
+            proof = Proof()
             for number in range(1, arguments.runs + 1):
                 screen.note(f"run {number} of {arguments.runs}")
-                report, recorded = _execute_anew(plan, chosen, store, screen)
+                report, recorded = _execute_anew(plan, chosen, store, screen, Calls(store, proof=proof))
                 runs.append(kept.enter_context(recorded))
                 if report.exit_code not in (0, 1):
                     screen.error(f"run {number} ended as {report.status}: {report.reason}")
                     return report.exit_code
         reports = [diff_runs(runs[0], other, order) for other in runs[1:]]
-        return _verdict(reports, [f"run {number}" for number in range(2, arguments.runs + 1)], "run 1", screen)
+        others = [f"run {number}" for number in range(2, arguments.runs + 1)]
+        return _verdict(reports, others, "run 1", screen, proof)
 
 
 def _replay(arguments: argparse.Namespace, screen: Screen) -> int:
     from mrp.runtime.diff import diff_runs
+    from mrp.runtime.models.calls import Calls
     from mrp.runtime.recorded import recorded_actions
     from mrp.runtime.runs import find_run
 
@@ -156,7 +161,8 @@ def _replay(arguments: argparse.Namespace, screen: Screen) -> int:
             plan = _recorded_plan(folder, store)
             if plan is None:
                 raise UsageError(f"the plan of run {folder.name} is no longer in the cache, so it cannot be replayed")
-            report, again = _execute_anew(plan, build_options(arguments, root), store, screen)
+            calls = Calls(store, upstream=False)
+            report, again = _execute_anew(plan, build_options(arguments, root), store, screen, calls)
         with again:
             if report.exit_code not in (0, 1):
                 screen.error(f"the replay ended as {report.status}: {report.reason}")
@@ -165,22 +171,30 @@ def _replay(arguments: argparse.Namespace, screen: Screen) -> int:
             return _verdict([found], ["the replay"], f"run {folder.name}", screen)
 
 
-def _verdict(reports: "list[DiffReport]", names: list[str], reference: str, screen: Screen) -> int:
-    """Name the culprit of the first report that differs; 0 when none does."""
+def _verdict(
+    reports: "list[DiffReport]", names: list[str], reference: str, screen: Screen, proof: "Proof | None" = None
+) -> int:
+    """Name the culprit of the first report that differs; 0 when none does, and seeded models are proven."""
     from mrp.runtime.diff import MEANING
 
     bad = [(name, report) for name, report in zip(names, reports, strict=True) if report.first is not None]
+    counts = proof.counts if proof is not None else {}
+    unproven = [label for label, (calls, same) in counts.items() if same < calls]
     if screen.json:
         screen.document(
             {
-                "status": "failed" if bad else "ok",
+                "status": "failed" if bad or unproven else "ok",
                 "compared_with": reference,
+                "seeded": {label: {"calls": calls, "same": same} for label, (calls, same) in counts.items()},
                 "runs": [{"run": name, **report.to_json()} for name, report in zip(names, reports, strict=True)],
             }
         )
+    for label, (calls, same) in sorted(counts.items()):
+        proven = "proven" if same == calls else "declared `seeded`, and it is not"
+        screen.answer(f"{label} is {proven}: {same} of {calls} calls that were made anew had the same answer")
     if not bad:
         screen.answer(f"the same bytes in {reference} and {', '.join(names)}: {reports[0].same} actions")
-        return 0
+        return 1 if unproven else 0
     name, report = bad[0]
     first = report.first
     assert first is not None
@@ -195,17 +209,17 @@ def _verdict(reports: "list[DiffReport]", names: list[str], reference: str, scre
 
 
 def _execute_anew(
-    plan: "Plan", chosen: "BuildOptions", store: "Store", screen: Screen
+    plan: "Plan", chosen: "BuildOptions", store: "Store", screen: Screen, calls: "Calls"
 ) -> "tuple[BuildReport, Recorded]":
     """Run a plan with nothing cached and nothing published: its cache, state and outputs are thrown away.
 
-    What it recorded stays readable until it is closed.
+    `calls` says where the calls of models are. What it recorded stays readable until it is closed.
     """
     from mrp.runtime.build import open_state, run_plan
     from mrp.runtime.recorded import recorded_actions
 
     with _throw_away(chosen.root) as (mirror, cache):
-        options = replace(chosen, root=mirror, cache=cache, produce=False)
+        options = replace(chosen, root=mirror, cache=cache, produce=False, calls=calls)
 
         def execute(options: "BuildOptions") -> "BuildReport":
             with open_state(options) as (fresh, digests):

@@ -1,4 +1,7 @@
-"""`mrp doctor`: what this machine has, what is missing, and the line that installs it."""
+"""`mrp doctor`: what this machine has, what is missing, and the line that installs it.
+
+With --self-check it runs the checks of the contract on one backend, engine or model, for real.
+"""
 
 import argparse
 import os
@@ -33,12 +36,17 @@ class Finding:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    del parser
+    parser.add_argument(
+        "--self-check",
+        metavar="BACKEND",
+        help="run the contract's checks on local, docker, modal, daytona, ray, ray+docker or modal+modal",
+    )
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
-    """0 when everything that is needed is there, 4 otherwise."""
-    del arguments
+    """0 when everything that is needed is there, or every promise is kept; 4, or 1, otherwise."""
+    if arguments.self_check is not None:
+        return _self_check(arguments.self_check, screen)
     findings = list(look())
     for finding in findings:
         mark = "ok     " if finding.good else "MISSING" if finding.needed else "absent "
@@ -58,6 +66,22 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     return 4 if bad else 0
 
 
+def _self_check(name: str, screen: Screen) -> int:
+    from mrp.runtime.contract.subjects import self_check
+
+    found = []
+    for finding in self_check(name):
+        found.append(finding)
+        mark = "kept  " if finding.kept else "BROKEN"
+        screen.answer(f"{mark} {finding.name}{'' if finding.kept else f': {finding.reason}'}")
+    broken = [finding for finding in found if not finding.kept]
+    screen.answer(f"{name}: {len(found)} promises, {len(broken)} broken")
+    if screen.json:
+        checks = [{"name": one.name, "kept": one.kept, "reason": one.reason} for one in found]
+        screen.document({"subject": name, "ok": not broken, "checks": checks})
+    return 1 if broken else 0
+
+
 def look() -> Iterator[Finding]:
     """Everything that mrp uses of a machine."""
     yield Finding("python", sys.version_info >= (3, 11), platform.python_version(), step="install Python 3.11 or newer")
@@ -70,6 +94,7 @@ def look() -> Iterator[Finding]:
         "graphviz", dot is not None, dot or "not found", needed=False, step="apt-get install graphviz to draw graphs"
     )
     yield from _disk()
+    yield from _services()
     for module, (extra, purpose) in _EXTRAS.items():
         yield Finding(
             module,
@@ -120,6 +145,26 @@ def _cgroups() -> Finding:
     found = [name for name in ("memory", "cpu", "pids") if os.access(root / name, os.W_OK)]
     detail = f"version 1, writable: {', '.join(found) or 'none'}"
     return Finding("cgroups", len(found) == 3, detail, needed=False, step=step)
+
+
+def _services() -> Iterator[Finding]:
+    """Sandbox backends that are services, and engines: usable, or what is missing."""
+    from mrp.runtime.sandbox.registry import PROVIDERS
+    from mrp.specs.errors import MrpError
+
+    for name, open_provider in PROVIDERS.items():
+        try:
+            provider = open_provider()
+            missing = provider.missing()
+            provider.close()
+        except MrpError as error:
+            missing = str(error)
+        yield Finding(f"sandbox {name}", missing is None, missing or "usable", needed=False)
+    there = find_spec("ray") is not None
+    yield Finding(
+        "engine ray", there, "usable" if there else "ray is not installed", needed=False,
+        step="pip install 'mrp-build[ray]'",
+    )  # fmt: skip
 
 
 def _disk() -> Iterator[Finding]:

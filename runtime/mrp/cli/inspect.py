@@ -182,6 +182,8 @@ def _show_attempt(attempt: dict[str, Any], text_of: Any, store: "Store", screen:
     )
     if attempt["reason"]:
         screen.answer(f"    {attempt['reason']}")
+    if attempt.get("calls"):
+        screen.answer(f"    {len(attempt['calls'])} calls of its model; `mrp log LABEL --calls` shows them")
     for stream in ("stdout", "stderr"):
         lines = (text_of(store, attempt[stream]) or "").splitlines()
         if lines:

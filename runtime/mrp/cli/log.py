@@ -27,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stderr", action="store_true", help="show stderr instead of stdout")
     parser.add_argument("--diff", action="store_true", help="show what changed in /work instead of stdout")
     parser.add_argument("--trajectory", action="store_true", help="show the agent's trajectory instead of stdout")
+    parser.add_argument("--calls", action="store_true", help="show the calls of the model, one JSON line each")
     parser.add_argument("-n", "--number", type=int, default=20, metavar="N", help="how many runs to list (default: 20)")
 
 
@@ -77,7 +78,7 @@ def _output(root: Path, arguments: argparse.Namespace, screen: Screen) -> int:
 
     folder = find_run(state_folder(root), arguments.run)
     target, item = split_label(arguments.label, root)
-    stream = next((name for name in ("stderr", "diff", "trajectory") if getattr(arguments, name)), "stdout")
+    stream = next((name for name in ("stderr", "diff", "trajectory", "calls") if getattr(arguments, name)), "stdout")
     with recorded_actions(folder) as actions, closing(open_store()) as store:
         lines = list(islice(actions.of(target, item), 2))
         if not lines:
@@ -96,7 +97,18 @@ def _kept(lines: "Iterable[DigestLine]", stream: str, store: "Store") -> Iterato
 
     for line, attempt in attempts_of(lines, store):
         place = {"label": line.label, "item": line.item, "kind": line.kind, "attempt": attempt["attempt"]}
-        yield {**place, stream: text_of(store, attempt[stream])}
+        if stream == "calls":
+            yield {**place, stream: _calls_text(attempt.get("calls", ()), store)}
+        else:
+            yield {**place, stream: text_of(store, attempt[stream])}
+
+
+def _calls_text(keys: Iterable[str], store: "Store") -> str:
+    """The calls that a trial made, one JSON line each; those that the cache lost have no answer."""
+    from mrp.cache.canonical import canonical_text
+    from mrp.runtime.models.calls import shown_calls
+
+    return "\n".join(map(canonical_text, shown_calls(keys, store)))
 
 
 def _show_kept(found: Iterator[dict[str, Any]], stream: str, screen: Screen) -> None:

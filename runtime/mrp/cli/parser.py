@@ -45,7 +45,7 @@ VERBS: dict[str, Verb] = {
     "graph": Verb("query", "draw the targets that a target depends on"),
     "schema": Verb("schema", "print the JSON Schema of a document"),
     "cost": Verb("plan", "show what was spent, or what a build may cost"),
-    "image": Verb("later", "load images"),
+    "image": Verb("image", "lock an image's packages; load, export or push an image"),
     "policy": Verb("policy", "show the policy, or check targets against it"),
     "registry": Verb("later", "publish and fetch operators"),
     "cache": Verb("cache", "show, verify and tidy the cache"),

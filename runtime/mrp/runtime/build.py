@@ -21,7 +21,7 @@ from mrp.runtime.account import Account, lines_by_label
 from mrp.runtime.beforehand import check_items, read_datasets
 from mrp.runtime.coordinator import Coordinator, Settings
 from mrp.runtime.decide import Demand
-from mrp.runtime.engine.local import LocalEngine
+from mrp.runtime.engine.local import BATCH_SECONDS, ELSEWHERE_SECONDS, LocalEngine
 from mrp.runtime.engine.protocol import EngineSettings
 from mrp.runtime.engine.registry import ENGINES
 from mrp.runtime.events import AttemptFailed, EventLog, RunFinished, RunStarted, Warned
@@ -29,6 +29,7 @@ from mrp.runtime.execute import Executor
 from mrp.runtime.host_facts import HostFacts
 from mrp.runtime.incremental import Patch, patch_of
 from mrp.runtime.ledger import Ledger
+from mrp.runtime.models.late import LateGateway, LateSettings
 from mrp.runtime.options import BuildOptions, cache_root
 from mrp.runtime.outputs import publish
 from mrp.runtime.remember import SETTINGS, Looked, clock_of, looked_at, remember, remember_patched
@@ -41,6 +42,9 @@ from mrp.runtime.sdk_tree import sdk_tree
 from mrp.runtime.secret_values import Secrets
 from mrp.runtime.sources import Sources
 from mrp.runtime.state import owner_of, state_folder, unwritable
+from mrp.specs.backends import BACKENDS as BACKEND_NAMES
+from mrp.specs.backends import ENGINES as ENGINE_NAMES
+from mrp.specs.backends import Place
 from mrp.specs.errors import Diagnostic, PolicyError, Span, SpecError, UsageError
 from mrp.specs.ir import Plan, plan_bytes
 from mrp.specs.labels import parse_label
@@ -105,7 +109,12 @@ def _compiled(options: BuildOptions, *, to_run: bool) -> "Iterator[tuple[Compile
     with FileDigests.open(state_folder(options.root) / "files.digests") as digests:
         with trace.span("compile"):
             compiled = compile_workspace(
-                options.root, options.targets, config=options.config, params=options.params, digests=digests
+                options.root,
+                options.targets,
+                config=options.config,
+                params=options.params,
+                digests=digests,
+                place=(lambda settings: _place(_with_settings(options, vars(settings)))) if to_run else None,
             )
         chosen = _with_settings(options, vars(compiled.settings))
         if to_run:
@@ -146,6 +155,7 @@ def run_plan(
     """
     datasets: Mapping[str, Value] = {}
     if patch is None:
+        _check_place(plan, options)
         plan = adapted_plan(plan, options)
         datasets = _read_beforehand(plan, options, store, {}, thorough=False)
     state = state_folder(options.root)
@@ -194,6 +204,9 @@ class _Building:
         # One more than cores, as other build tools have it: a core is never idle while an action is laid out or kept.
         self._slots = min(options.jobs or (os.cpu_count() or 1) + 1, plan.policy.max_workers)
         self._backend: Backend | None = None
+        self._secrets = Secrets(plan.secrets, options.root)
+        self._money = money.Money(*money.open_accounts(plan))
+        self._models = LateGateway(self._late_settings)
         self._started = time.monotonic()
         self._sdk = cache(lambda: sdk_tree(store))
         self._account = Account()
@@ -211,26 +224,28 @@ class _Building:
             store=self._store,
             workspace=self._options.root,
             backend=self._require_backend,
-            secrets=Secrets(self._plan.secrets, self._options.root),
+            secrets=self._secrets,
             offline=self._options.offline,
             cancelled=lambda: self._options.interrupt.level > 1,
             on_failure=lambda action, number, reason: self._log.emit(
                 AttemptFailed(action.label, action.item, action.kind.value, number, reason)
             ),
+            gateway=self._models.gateway,
         )
         inflight = InFlight(self._store.root)
-        engine = LocalEngine(self._slots, executor.execute, executor.execute_many)
+        batch_seconds = BATCH_SECONDS if (self._options.engine or "local") == "local" else ELSEWHERE_SECONDS
+        engine = LocalEngine(self._slots, executor.execute, executor.execute_many, batch_seconds)
         self._options.interrupt.listen(lambda level: self._interrupted(level, engine))
         try:
             if self._patch is not None:
                 self._make_ready(self._patch)
             coordinator = self._passes(engine, inflight)
         except BaseException:
-            if self._backend is not None:
-                self._backend.cancel()
+            self._kill()
             raise
         finally:
             engine.close()
+            self._account.usd += self._models.close()
             if self._backend is not None:
                 self._backend.close()
             inflight.close()
@@ -248,13 +263,11 @@ class _Building:
         provenance = {"run": self._run.run_id, "engine": self._options.engine or "local"}
         if self._options.sandbox:
             provenance["sandbox"] = self._options.sandbox
-        accounts, members = money.open_accounts(self._plan)
-        walls = [cap for _, cap in money.Money(accounts, members).wall_caps()]
+        walls = [cap for _, cap in self._money.wall_caps()]
         wall = min([self._plan.policy.max_wall, *walls])
         for _ in range(_MOST_PASSES):
             self._account.begin_pass()
-            for account in accounts:
-                account.begin_pass()
+            self._money.begin_pass()
             coordinator = Coordinator(
                 plan=self._plan,
                 known=self._datasets,
@@ -263,7 +276,7 @@ class _Building:
                 inflight=inflight,
                 engine=engine,
                 slots=self._slots,
-                money=money.Money(accounts, members),
+                money=self._money,
                 settings=Settings(
                     self._demand,
                     self._options.fail_fast,
@@ -347,16 +360,39 @@ class _Building:
             else:
                 elsewhere = EngineSettings(settings, sandbox, self._options.address, self._slots)
                 self._backend = ENGINES[engine](elsewhere)
-        achieved = self._backend.isolation
+            # An engine knows it once its cluster has started.
+            achieved = self._backend.isolation
         if ISOLATION.index(achieved) < ISOLATION.index(required):
             message = f"policy asks for isolation {required}, and the {sandbox} backend reaches only {achieved} here"
             hint = "`mrp doctor` says what is missing; or allow less with `isolation:` in the policy file"
             raise PolicyError([Diagnostic(Span("policy", 1, 1), message, hint)])
 
+    def _late_settings(self) -> LateSettings:
+        options = self._options
+        owner = Owner(owner_of(self._state), self._run.run_id)
+        place = self._run.scratch / "models"
+        place.mkdir(exist_ok=True)
+        return LateSettings(
+            sandboxes=BackendSettings(self._store, place, self._plan.policy.isolation, owner),
+            host=self._facts.describe,
+            logs=self._run.folder,
+            calls=options.calls,
+            money=self._money,
+            secrets=self._secrets,
+            warn=lambda sentence: self._log.emit(Warned(sentence)),
+            listen=os.environ.get("MRP_GATEWAY_HOST") or None,
+        )
+
     def _interrupted(self, level: int, engine: LocalEngine) -> None:
-        if level > 1 and self._backend is not None:
-            self._backend.cancel()
+        if level > 1:
+            self._kill()
         engine.wake()
+
+    def _kill(self) -> None:
+        """Let nothing run on. From any thread, and from a signal handler."""
+        if self._backend is not None:
+            self._backend.cancel()
+        self._models.kill()
 
     def _finish(self, coordinator: Coordinator, plan_digest: str) -> BuildReport:
         failures, patch = self._account.failures, self._patch
@@ -415,12 +451,35 @@ class _Building:
             remember(root, identity, self._looked, self._plan, values, lines, report, record, self._facts, store)
 
 
+def _place(options: BuildOptions) -> Place:
+    address = options.address
+    # No other machine can join a cluster whose address is this one's loopback.
+    joined = address is not None and address.rpartition(":")[0] not in ("127.0.0.1", "localhost", "[::1]")
+    shared = options.engine == "ray" and joined
+    return Place(options.engine or "local", options.sandbox or "local", shared)
+
+
+def _check_place(plan: Plan, options: BuildOptions) -> None:
+    """Raise SpecError for what a plan asks of a place that cannot give it; only plans without YAML get so far."""
+    from mrp.compiler.places import misplaced
+
+    found = [
+        Diagnostic(Span(f"{wrong.label} in the plan", 1, 1), wrong.message, wrong.hint)
+        for wrong in misplaced(plan.tasks, _place(options))
+    ]
+    if found:
+        raise SpecError(found)
+
+
 def _refuse_unknown_engines(options: BuildOptions) -> None:
-    if options.engine not in (None, "local", *ENGINES):
-        known = ", ".join(["local", *ENGINES])
-        raise UsageError(f"there is no engine {options.engine}; use one of {known}")
-    if options.sandbox is not None and options.sandbox not in BACKENDS:
-        raise UsageError(f"there is no sandbox backend {options.sandbox}; use one of {', '.join(BACKENDS)}")
+    if options.engine not in (None, *ENGINE_NAMES):
+        raise UsageError(f"there is no engine {options.engine}; use one of {', '.join(ENGINE_NAMES)}")
+    if options.sandbox not in (None, *BACKEND_NAMES):
+        raise UsageError(f"there is no sandbox backend {options.sandbox}; use one of {', '.join(BACKEND_NAMES)}")
+    if options.engine == "modal" and options.sandbox not in (None, "modal"):
+        raise UsageError(f"the modal engine isolates with modal's own sandboxes; leave out --sandbox {options.sandbox}")
+    if options.address is not None and options.engine != "ray":
+        raise UsageError("--address is that of a Ray cluster; add --engine ray")
 
 
 def _read_beforehand(

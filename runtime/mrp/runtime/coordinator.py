@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from decimal import Decimal
 
 from mrp.cache.digest import ActionKey
 from mrp.cache.errors import CacheError, MissingBlob
@@ -183,7 +184,8 @@ class Coordinator:
                 self._queue(action, decision)
 
     def _queue(self, action: Action, decision: Run) -> None:
-        self._money.estimate(action.label, action.usd, action.tokens)
+        undeclared = action.model is not None and not action.usd
+        self._money.estimate(action.label, action.usd, action.tokens, undeclared=undeclared)
         self.account.estimate_usd += action.usd
         self._schedule.add(action.label, action, urgent=action.kind is ActionKind.GRADE)
         self._reasons[action.key] = decision.reason
@@ -226,7 +228,7 @@ class Coordinator:
                 return
             actions = [each for each in (action, *self._short_ones_like(action)) if self._is_ready(each)]
             for each in actions:
-                self._money.reserve(each.label, each.usd, each.tokens)
+                self._money.reserve(each.label, *_declared(each))
                 reason = self._reasons.pop(each.key, "")
                 self._emit(ItemStarted(each.label, each.item, each.kind.value, reason, each.key))
             if actions:
@@ -274,7 +276,9 @@ class Coordinator:
             self._commit_at = time.monotonic() + _GROUP_SECONDS
         for executed in finished:
             action, usage = executed.action, executed.usage
-            self._money.settle(action.label, (action.usd, action.tokens), (usage.usd, usage.tokens))
+            # What calls of a model cost was settled with each of them.
+            spent = (usage.usd, usage.tokens) if action.model is None else (Decimal(0), 0)
+            self._money.settle(action.label, _declared(action), spent)
             self.account.usd += usage.usd
             self.account.tokens += usage.tokens
             if not self._schedule.is_limited(action.label):
@@ -346,6 +350,9 @@ class Coordinator:
             self.account.failed.add(action.identity)
         outcome, reason = executed.outcome.value, executed.reason
         self._emit(ItemFinished(*action.identity, outcome, unchanged, reason, usage.usd, usage.wall_s, action.key))
+        if executed.outcome is Outcome.BUDGET and self._stopped is None:
+            self.account.over_budget = reason
+            self._stop(Outcome.BUDGET)
         if executed.outcome is not Outcome.OK:
             self._stop_if_fail_fast(f"{action.label}[{action.item}] {outcome}: {reason}")
         followers = self._followers.pop(action.key, ())
@@ -429,3 +436,8 @@ class Coordinator:
         if self._settings.deadline is not None:
             waits.append(max(0.0, self._settings.deadline - time.monotonic()) + 0.01)
         return min(waits, default=None)
+
+
+def _declared(action: Action) -> tuple[Decimal, int]:
+    """What is reserved for an action: its declared estimate, unless its calls are reserved for one by one."""
+    return (action.usd, action.tokens) if action.model is None else (Decimal(0), 0)

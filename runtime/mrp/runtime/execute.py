@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from mrp.cache.canonical import Json
 from mrp.cache.digest import Digest
@@ -13,14 +13,18 @@ from mrp.cache.errors import CacheError, MissingBlob
 from mrp.cache.store import Store
 from mrp.rules.action import Action, Attempt, EngineWork, ProcessWork
 from mrp.rules.fetching import Fetch
-from mrp.rules.image import MakeImage
+from mrp.rules.image import ImageWork
 from mrp.rules.produce import Publish, producer_writes, published_rows
+from mrp.runtime.money import OverBudget
 from mrp.runtime.sandbox.protocol import Backend, Cancelled
 from mrp.runtime.secret_values import Secrets
 from mrp.runtime.state import unwritable
 from mrp.specs.errors import BuildFailed, InfraError, MrpError
 from mrp.specs.results import Byproducts, Outcome, Ref, Result, Usage
 from mrp.specs.work import ENGINE, Completed, Process
+
+if TYPE_CHECKING:
+    from mrp.runtime.models.gateway import Gateway
 
 _LONGEST_WAIT = 5.0
 
@@ -44,7 +48,10 @@ class Executed:
 
 @dataclass
 class Executor:
-    """Executes actions, many at a time, from any thread; `cancelled` tells that no further attempt may begin."""
+    """Executes actions, many at a time, from any thread; `cancelled` tells that no further attempt may begin.
+
+    `gateway` is where the actions that have a model find it.
+    """
 
     store: Store
     workspace: Path
@@ -53,12 +60,20 @@ class Executor:
     offline: bool
     cancelled: Callable[[], bool]
     on_failure: Callable[[Action, int, str], None]
+    gateway: Callable[[], "Gateway"]
 
     def execute(self, action: Action, first: Callable[[], Attempt] | None = None) -> Executed:
         """Try until there is a result or no retry is left. Raises only what `on_failure` does.
 
         `first` gives what came of the first attempt, when that was made elsewhere, or raises why it came to nothing.
         """
+        executed = self._execute(action, first)
+        if action.model is None:
+            return executed
+        usd, tokens = self.gateway().take_spent(action.key)
+        return replace(executed, usage=replace(executed.usage, usd=usd, tokens=tokens))
+
+    def _execute(self, action: Action, first: Callable[[], Attempt] | None) -> Executed:
         failures: list[str] = []
         started = time.monotonic()
         while True:
@@ -68,6 +83,8 @@ class Executor:
                 attempt = first() if first is not None else self._once(action)
             except Cancelled:
                 return _stopped(action, failures)
+            except OverBudget as error:
+                return Executed(action, Outcome.BUDGET, None, str(error), tuple(failures))
             except InfraError as error:
                 failures.append(str(error))
                 self.on_failure(action, len(failures), str(error))
@@ -154,7 +171,7 @@ class Executor:
     def _finish(self, action: Action, attempt: Attempt, failures: list[str], started: float) -> Executed:
         byproducts = attempt.byproducts
         usage = byproducts.usage
-        if action.usd or action.tokens or not usage.wall_s:
+        if action.model is None and (action.usd or action.tokens or not usage.wall_s):
             wall = usage.wall_s or Decimal(f"{time.monotonic() - started:.3f}")
             usage = Usage(wall, usage.cpu_s, usage.max_rss, action.usd, action.tokens)
         if failures or usage is not byproducts.usage:
@@ -167,11 +184,15 @@ class Executor:
         process = _process_of(work)
         if process is not None:
             values = self.secrets.values(process.box.secrets)
-            completed = self.backend().run(process, secrets=values, tag=_tag(action))
-            return cast("ProcessWork", work).conclude(completed, self.store)
+            if action.model is None:
+                completed = self.backend().run(process, secrets=values, tag=_tag(action))
+                return cast("ProcessWork", work).conclude(completed, self.store)
+            with self.gateway().session(action, action.model) as session:
+                completed = self.backend().run(process, secrets=values, tag=_tag(action), endpoint=session.endpoint)
+                return session.conclude(cast("ProcessWork", work).conclude(completed, self.store))
         if isinstance(work, EngineWork):
             return work.perform(self.store)
-        if isinstance(work, MakeImage):
+        if isinstance(work, ImageWork):
             return self._image(work)
         if isinstance(work, Fetch):
             return self._fetch(work)
@@ -179,14 +200,10 @@ class Executor:
             return self._publish(action, work)
         raise InfraError(f"{action.label} asks for {type(work).__name__}, which nothing here can do", retryable=False)
 
-    def _image(self, work: MakeImage) -> Attempt:
-        from mrp.runtime.images.layers import image_layers, make_image
+    def _image(self, work: ImageWork) -> Attempt:
+        from mrp.runtime.images.make import perform
 
-        description = make_image(work, self.store)
-        layers = image_layers(description, self.store)
-        # The layers' trees are outputs as well, so that an image that lost one of their files is no hit.
-        outputs = {"image": Ref("blob", description)}
-        outputs |= {f"layer-{number}": Ref("tree", tree) for number, tree in enumerate(layers)}
+        outputs = perform(work, self.store, offline=self.offline)
         return Attempt(Result(Outcome.OK, outputs=outputs), Byproducts(isolation=ENGINE))
 
     def _fetch(self, work: Fetch) -> Attempt:
@@ -221,7 +238,7 @@ class Executor:
 def may_share(action: Action) -> bool:
     """Whether an action may be executed together with others like it."""
     process = _process_of(action.work)
-    return process is not None and process.pure and not process.box.secrets
+    return process is not None and process.pure and not process.model and not process.box.secrets
 
 
 def _process_of(work: object) -> Process | None:

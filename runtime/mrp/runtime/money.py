@@ -1,5 +1,10 @@
-"""Budgets: what is estimated is reserved before an action starts, and settled when it ended. Pure accounting."""
+"""Budgets: what is estimated is reserved before an action or a call of a model starts, and settled when it ended.
 
+Actions are reserved for by the coordinator, and calls by the threads of the gateway: every method may be called from
+any thread.
+"""
+
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -10,9 +15,16 @@ OVERRUN = Decimal("1.2")
 """With declared costs, a run is stopped when it has spent this many times its estimate."""
 
 
+class OverBudget(Exception):
+    """A call of a model would go over a budget; the text says which."""
+
+
 @dataclass
 class Account:
-    """One budget: caps (None for no cap), what was spent, and what running actions have reserved."""
+    """One budget: caps (None for no cap), what was spent, and what running actions have reserved.
+
+    `open_ended`: something draws on it whose cost nobody declared, so that no estimate can be overrun.
+    """
 
     name: str
     usd: Decimal | None = None
@@ -24,6 +36,7 @@ class Account:
     reserved_tokens: int = 0
     estimate_usd: Decimal = Decimal(0)
     estimate_tokens: int = 0
+    open_ended: bool = False
 
     def begin_pass(self) -> None:
         """Estimate anew: what was spent is certain, and what must still run is added as it is found."""
@@ -36,6 +49,7 @@ class Money:
     def __init__(self, accounts: Iterable[Account], members: dict[str, tuple[int, ...]]) -> None:
         self._accounts = list(accounts)
         self._members = members
+        self._changed = threading.Condition(threading.RLock())
 
     @property
     def is_capped(self) -> bool:
@@ -53,33 +67,65 @@ class Money:
 
     def refusal(self, label: str, usd: Decimal, tokens: int) -> str | None:
         """Why an action of `label` with this estimate cannot start, or None when it can."""
+        with self._changed:
+            return self._refusal(label, usd, tokens, reserved=True)
+
+    def reserve_call(self, label: str, usd: Decimal, tokens: int) -> str | None:
+        """Reserve the most that a call for `label` may come to; gives why it cannot be made, or None.
+
+        What others reserved, and may not need, is waited for. Where an account has no cap, nothing is refused by it.
+        """
+        with self._changed:
+            while True:
+                refusal = self._refusal(label, usd, tokens, reserved=False)
+                if refusal is not None:
+                    return refusal
+                if self._refusal(label, usd, tokens, reserved=True) is None:
+                    self.reserve(label, usd, tokens)
+                    return None
+                self._changed.wait()
+
+    def _refusal(self, label: str, usd: Decimal, tokens: int, *, reserved: bool) -> str | None:
         for account in self._of(label):
-            if account.usd is not None and account.spent_usd + account.reserved_usd + usd > account.usd:
+            held_usd, held_tokens = (account.reserved_usd, account.reserved_tokens) if reserved else (Decimal(0), 0)
+            if account.usd is not None and account.spent_usd + held_usd + usd > account.usd:
                 return f"the budget of {account.name} is {account.usd} usd, and {account.spent_usd} are spent"
-            if account.tokens is not None and account.spent_tokens + account.reserved_tokens + tokens > account.tokens:
+            if account.tokens is not None and account.spent_tokens + held_tokens + tokens > account.tokens:
                 return f"the budget of {account.name} is {account.tokens} tokens, and {account.spent_tokens} are spent"
-            if account.estimate_usd and account.spent_usd > OVERRUN * account.estimate_usd:
+            declared = account.estimate_usd and not account.open_ended
+            if declared and account.spent_usd > OVERRUN * account.estimate_usd:
                 return f"{account.name} has spent {account.spent_usd} usd, over 120% of its {account.estimate_usd}"
         return None
 
-    def estimate(self, label: str, usd: Decimal, tokens: int) -> None:
-        """An action that must run is expected to cost so much."""
-        for account in self._of(label):
-            account.estimate_usd += usd
-            account.estimate_tokens += tokens
+    def estimate(self, label: str, usd: Decimal, tokens: int, *, undeclared: bool = False) -> None:
+        """An action that must run is expected to cost so much; `undeclared`: nobody said what its calls may cost."""
+        with self._changed:
+            for account in self._of(label):
+                account.open_ended = account.open_ended or undeclared
+                account.estimate_usd += usd
+                account.estimate_tokens += tokens
 
     def reserve(self, label: str, usd: Decimal, tokens: int) -> None:
-        for account in self._of(label):
-            account.reserved_usd += usd
-            account.reserved_tokens += tokens
+        with self._changed:
+            for account in self._of(label):
+                account.reserved_usd += usd
+                account.reserved_tokens += tokens
 
     def settle(self, label: str, reserved: tuple[Decimal, int], spent: tuple[Decimal, int]) -> None:
         """An action ended: what it reserved is freed, and what it spent is charged."""
-        for account in self._of(label):
-            account.reserved_usd -= reserved[0]
-            account.reserved_tokens -= reserved[1]
-            account.spent_usd += spent[0]
-            account.spent_tokens += spent[1]
+        with self._changed:
+            for account in self._of(label):
+                account.reserved_usd -= reserved[0]
+                account.reserved_tokens -= reserved[1]
+                account.spent_usd += spent[0]
+                account.spent_tokens += spent[1]
+            self._changed.notify_all()
+
+    def begin_pass(self) -> None:
+        """Estimate anew, in every account."""
+        with self._changed:
+            for account in self._accounts:
+                account.begin_pass()
 
     def wall_caps(self) -> list[tuple[str, Decimal]]:
         """(name, seconds) of the accounts that cap the build's wall time."""

@@ -4,10 +4,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mrp.cache.canonical import Json
 from mrp.runtime.events import Event
 from mrp.runtime.interrupt import Interrupt
+
+if TYPE_CHECKING:
+    from mrp.runtime.models.calls import Calls
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,8 @@ class BuildOptions:
     """What a build is asked for; see DESIGN's flags. `cache` is the cache's folder, `root` the workspace.
 
     `identity` are the words that ask for it, under which it is remembered for the next build; empty for one that asks
-    for a part, for something anew, or in another way than by words.
+    for a part, for something anew, or in another way than by words. `calls`: where the calls of models are kept, when
+    that is not the build's own cache.
     """
 
     root: Path
@@ -38,6 +43,7 @@ class BuildOptions:
     identity: tuple[str, ...] = ()
     on_event: Callable[[Event], None] = lambda _: None
     interrupt: Interrupt = field(default_factory=Interrupt)
+    calls: "Calls | None" = None
 
 
 def cache_root() -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from mrp.cache.digest import Digest
 from mrp.cache.store import ActionEntry
 from mrp.rules.action import Action, ActionKind
 from mrp.rules.produce import Publish
@@ -28,7 +29,7 @@ def entry_of(executed: Executed, provenance: Mapping[str, str], now: float) -> A
         byproducts=[*failures, attempt.byproducts.to_json()],
         blobs=tuple(ref.digest for ref in result.outputs.values() if ref.kind == "blob"),
         trees=tuple(ref.digest for ref in result.outputs.values() if ref.kind == "tree"),
-        extra=tuple(attempt.byproducts.blobs()),
+        extra=(*attempt.byproducts.blobs(), *map(Digest, attempt.byproducts.calls)),
         isolation=attempt.byproducts.isolation,
         provenance=provenance,
         created=now,

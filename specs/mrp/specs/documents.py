@@ -322,9 +322,26 @@ class OperatorFiles(Document):
     output: GuestPath
 
 
+OUR_ENGINE_ARGS = {
+    "api_key": "nothing",
+    "chat_template": "`template`",
+    "dtype": "`dtype`",
+    "host": "nothing",
+    "model": "`weights`",
+    "port": "`port`",
+    "quantization": "`quantization`",
+    "revision": "`revision`",
+    "served_model_name": "`model`",
+    "tensor_parallel_size": "`tensor_parallel`",
+    "uds": "nothing",
+}
+"""Arguments of vLLM that mrp writes itself, and the field that says what they are."""
+
+
 class Serve(Document):
     """How vllm replicas are started."""
 
+    version: str | None = None
     replicas: Positive = 1
     port: Positive | None = None
     gpus: list[int] = []
@@ -334,6 +351,23 @@ class Serve(Document):
     engine_args: dict[str, Any] = {}
     env: dict[str, str] = {}
     as_: Annotated[Literal["process", "actor"], Field(alias="as")] = "process"
+
+    @model_validator(mode="after")
+    def _enough_gpus(self) -> "Serve":
+        needed = self.replicas * self.tensor_parallel
+        if self.gpus and len(self.gpus) < needed:
+            raise ValueError(
+                f"{needed} GPUs are needed (replicas times tensor_parallel), and `gpus` names {len(self.gpus)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_argument_of_ours(self) -> "Serve":
+        for name in self.engine_args:
+            field = OUR_ENGINE_ARGS.get(name.lstrip("-").replace("-", "_"))
+            if field is not None:
+                raise ValueError(f"`{name}` cannot be an engine argument: {field} sets it")
+        return self
 
 
 class Price(Document):
@@ -345,6 +379,7 @@ class Price(Document):
 
 class Health(Document):
     path: str = "/health"
+    start: Duration = Decimal(1200)
     every: Duration = Decimal(15)
     timeout: Duration = Decimal(5)
 
@@ -458,6 +493,15 @@ class Model(Target):
     seeded: bool = False
     max_concurrency: Positive | None = None
     tokens_per_minute: Positive | None = None
+
+    @model_validator(mode="after")
+    def _what_its_provider_needs(self) -> "Model":
+        needed = {"vllm": "weights", "openai": "model", "scripted": "script"}[self.provider]
+        if getattr(self, needed) is None:
+            raise ValueError(f"a model of provider {self.provider} needs `{needed}`")
+        if self.script is not None and self.provider != "scripted":
+            raise ValueError("only scripted models have a `script`")
+        return self
 
 
 class Rollout(Target):

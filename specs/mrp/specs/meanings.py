@@ -81,10 +81,10 @@ MEANINGS: dict[str, dict[str, str]] = {
     },
     "Layer": {
         "copy": "Files, globs or labels, each with its destination folder in the image.",
-        "pip": "A requirements file in which each package has hashes.",
+        "pip": "A requirements file in which each line pins a version, with hashes; wheels only.",
         "npm": "A package-lock.json.",
-        "deb": "Debian packages by name.",
-        "lock": "The lock file that pins the Debian packages.",
+        "deb": "Debian packages by name; what they depend on comes with them.",
+        "lock": "The lock of the Debian packages, which `mrp image lock` writes.",
         "tar": "An archive that is unpacked at `/`: a file or an http(s) address.",
         "sha256": "The archive's SHA-256.",
         "dirs": "Empty folders.",
@@ -133,6 +133,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "output": "The file that the agent writes: its result as JSON.",
     },
     "Serve": {
+        "version": "The version of vLLM that must serve; part of every key.",
         "replicas": "How many servers.",
         "port": "The first server's port; a free one without it.",
         "gpus": "The GPUs to use, by number.",
@@ -149,6 +150,7 @@ MEANINGS: dict[str, dict[str, str]] = {
     },
     "Health": {
         "path": "The path that answers 200 when a replica is well.",
+        "start": "How long a new replica may take until it is well.",
         "every": "How often it is asked.",
         "timeout": "How long an answer may take.",
     },
@@ -173,7 +175,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "metadata": "Facts for `_meta.json`, such as source, version and license.",
     },
     "Image": {
-        "base": "`host`, `scratch`, `name@sha256:...`, a label, `modal:///...`, `snapshot:///...`, or a Dockerfile.",
+        "base": "`scratch`, `host`, a label, `name@sha256:...` (or `registry:///` before it), a Dockerfile (also as"
+        " `dockerfile:///path`), `modal:///...` or `snapshot:///...`.",
         "toolchain": "With `base: host`: the only programs that are visible, with what they need.",
         "layers": "What is put on the base, in order.",
         "env": "Environment variables of everything that runs in the image.",
@@ -207,9 +210,9 @@ MEANINGS: dict[str, dict[str, str]] = {
         "model": "The model's name, as the provider knows it.",
         "url": "The address of an OpenAI-compatible server.",
         "secret": "The name of the secret that is sent as the key.",
-        "weights": "The weights: a name on a hub, or a folder.",
-        "revision": "The revision of the weights.",
-        "script": "With `scripted`: the file of the answers.",
+        "weights": "The weights: a folder of the package, or a name on a hub.",
+        "revision": "The commit of weights on a hub.",
+        "script": "With `scripted`: a file of answers, or a `.py` with a function `answer`.",
         "template": "A chat template file.",
         "sampling": "Sampling parameters; they may use `${params.x}`.",
         "serve": "How vLLM is started.",

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Literal
 
 from mrp.cache.canonical import Json, canonical_text, quoted
-from mrp.cache.digest import Digest, digest_bytes
+from mrp.cache.digest import ActionKey, Digest, digest_bytes
 
 
 class Outcome(StrEnum):
@@ -104,7 +104,8 @@ class Usage:
 class Byproducts:
     """What is kept of an attempt beside its result; `reason` is one sentence for people.
 
-    `attempt` counts from 1. `isolation` is the level that was achieved (see mrp.specs.work.ISOLATION).
+    `attempt` counts from 1. `isolation` is the level that was achieved (see mrp.specs.work.ISOLATION). `calls` are the
+    keys under which the calls of a model are kept that were answered, in order.
     """
 
     attempt: int = 1
@@ -117,10 +118,13 @@ class Byproducts:
     metrics: Mapping[str, Json] = field(default_factory=dict)
     isolation: str = "namespaces"
     usage: Usage = Usage()
+    calls: tuple[ActionKey, ...] = ()
 
     def to_json(self) -> Json:
         usage = self.usage
+        calls: dict[str, Json] = {"calls": list(self.calls)} if self.calls else {}
         return {
+            **calls,
             "attempt": self.attempt,
             "exit_code": self.exit_code,
             "reason": self.reason,
@@ -147,7 +151,8 @@ class Byproducts:
 def byproducts_from_json(value: Mapping[str, Json]) -> Byproducts:
     usage = value["usage"]
     return Byproducts(
-        **{name: value[name] for name in value if name != "usage"},
+        **{name: value[name] for name in value if name not in ("usage", "calls")},
+        calls=tuple(value.get("calls", ())),
         usage=Usage(
             wall_s=Decimal(usage["wall_s"]),
             cpu_s=Decimal(usage["cpu_s"]),

@@ -65,7 +65,8 @@ class Process:
     """One process: `argv`, or a Python operator's `entry` (module:Class) in `role`, started by mrp.sdk.runner.
 
     mounts: trees to lay out. outputs: writable guest folders to keep as trees afterwards. timeout: seconds of wall
-    time, already the smaller of the action's and the sandbox's. `pure` entries may share a process.
+    time, already the smaller of the action's and the sandbox's. `pure` entries may share a process; one that calls a
+    `model` has an endpoint of its own, and shares none.
 
     Raises BuildFailed for words and variables that no process can be given.
     """
@@ -80,6 +81,7 @@ class Process:
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str = WORK
     timeout: Decimal = Decimal(600)
+    model: bool = False
 
     def __post_init__(self) -> None:
         for word in self.argv:

@@ -37,6 +37,7 @@ _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _LANDLOCK_EXECUTE = 1
 _SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
+_NS_GET_USERNS = 0xB701
 
 # PyDLL keeps the interpreter's lock during a call: after `clone` the child goes on as the thread that holds it.
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -56,6 +57,16 @@ def clone(flags: int) -> tuple[int, int]:
 def unshare(flags: int) -> None:
     """Leave the namespaces that `flags` names for new ones."""
     _syscall("unshare", _number("unshare"), flags)
+
+
+def enter_namespace(descriptor: int, flag: int) -> None:
+    """Enter the namespace, of the kind `flag`, that an open file of /proc/PID/ns stands for."""
+    _check(_libc.setns(descriptor, flag), "setns")
+
+
+def owning_user_namespace(descriptor: int) -> int:
+    """An open file for the user namespace that a namespace belongs to."""
+    return fcntl.ioctl(descriptor, _NS_GET_USERNS)
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str = "") -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 
-_PRELOADED = (
+PRELOADED = (
     "argparse",
     "ast",
     "asyncio",
@@ -48,7 +48,7 @@ _PRELOADED = (
 
 def load_sdk(folder: str, guest: str) -> Callable[[Mapping[str, str]], int]:
     """Load mrp.sdk from `folder` as if it stood at `guest`, so that paths in it are those of the sandbox."""
-    for name in _PRELOADED:
+    for name in PRELOADED:
         importlib.import_module(name)
     finder = _SdkFinder(folder, guest)
     sys.meta_path.insert(0, finder)

@@ -32,7 +32,7 @@ class Shareable(NamedTuple):
 
 def shareable(process: Process, view: ImageView, empty: Digest) -> Shareable | None:
     """The process as one that shares, None when it must be alone; `empty` is the digest of the empty tree."""
-    if not process.pure or process.entry is None or process.box.secrets:
+    if not process.pure or process.entry is None or process.box.secrets or isinstance(process.box.network, tuple):
         return None
     own: dict[str, Mount] = {}
     code = []

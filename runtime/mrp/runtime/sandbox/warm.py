@@ -14,7 +14,7 @@ from typing import Protocol
 
 import mrp.runtime.sandbox.zygote as zygote_module
 from mrp.runtime.sandbox.cgroups import Group
-from mrp.runtime.sandbox.launcher import Job, exit_code, send_frame
+from mrp.runtime.sandbox.launcher import MAX_DESCRIPTORS, Job, exit_code, send_frame
 from mrp.runtime.sandbox.slot import FOLDERS_ARE
 from mrp.runtime.sandbox.supervise import Ended, descendants, signal_all
 from mrp.runtime.sandbox.zygote import HAND, SLOT, SLOT_WITH_NETWORK, STAGE, STAGE_WITH_NETWORK
@@ -125,6 +125,7 @@ class Channel:
         self._early: list[dict[str, object]] = []
         self.pidfd = -1
         self.pid = 0
+        self._doors: list[int] = []
         try:
             self._wait_for_start()
         except BaseException:
@@ -137,9 +138,10 @@ class Channel:
         while not found:
             if not wait and not select.select([self.connection], [], [], 0)[0]:
                 return found
-            data, descriptors, _, _ = socket.recv_fds(self.connection, 1 << 16, 1)
-            if descriptors:
-                self.pidfd = descriptors[0]
+            data, descriptors, _, _ = socket.recv_fds(self.connection, 1 << 16, MAX_DESCRIPTORS)
+            if descriptors and self.pidfd < 0:
+                self.pidfd = descriptors.pop(0)
+            self._doors += descriptors
             if not data:
                 raise InfraError(f"a warm process ended while a sandbox ran{self._said()}")
             *whole, self._buffer = (self._buffer + data).split(b"\n")
@@ -150,6 +152,11 @@ class Channel:
                         f"the sandbox could not be set up: {line['failed']}", retryable=not line.get("permanent")
                     )
         return found
+
+    def take_doors(self) -> list[int]:
+        """The listeners that came since the last call; see mrp.runtime.sandbox.launcher.open_doors."""
+        doors, self._doors = self._doors, []
+        return doors
 
     def kill(self) -> None:
         """Kill process 1, and so everything in its sandbox."""
@@ -174,6 +181,8 @@ class Channel:
 
     def close(self) -> None:
         self.connection.close()
+        for descriptor in self.take_doors():
+            os.close(descriptor)
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
