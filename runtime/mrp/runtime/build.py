@@ -22,8 +22,6 @@ from mrp.runtime.beforehand import check_items, read_datasets
 from mrp.runtime.coordinator import Coordinator, Settings
 from mrp.runtime.decide import Demand
 from mrp.runtime.engine.local import BATCH_SECONDS, ELSEWHERE_SECONDS, LocalEngine
-from mrp.runtime.engine.protocol import EngineSettings
-from mrp.runtime.engine.registry import ENGINES
 from mrp.runtime.events import AttemptFailed, EventLog, RunFinished, RunStarted, Warned
 from mrp.runtime.execute import Executor
 from mrp.runtime.host_facts import HostFacts
@@ -32,24 +30,21 @@ from mrp.runtime.ledger import Ledger
 from mrp.runtime.models.late import LateGateway, LateSettings
 from mrp.runtime.options import BuildOptions, cache_root
 from mrp.runtime.outputs import publish
+from mrp.runtime.place import check_place, place_of, refuse_unknown, start_backend
 from mrp.runtime.remember import SETTINGS, Looked, clock_of, looked_at, remember, remember_patched
 from mrp.runtime.report import BuildReport, overall_status, report_groups, report_target
 from mrp.runtime.request import adapted_plan, reported_labels, selection_of
 from mrp.runtime.sandbox.protocol import Backend
 from mrp.runtime.sandbox.provider import Owner
-from mrp.runtime.sandbox.registry import BACKENDS, BackendSettings
+from mrp.runtime.sandbox.registry import BackendSettings
 from mrp.runtime.sdk_tree import sdk_tree
 from mrp.runtime.secret_values import Secrets
 from mrp.runtime.sources import Sources
-from mrp.runtime.state import owner_of, state_folder, unwritable
-from mrp.specs.backends import BACKENDS as BACKEND_NAMES
-from mrp.specs.backends import ENGINES as ENGINE_NAMES
-from mrp.specs.backends import Place
-from mrp.specs.errors import Diagnostic, PolicyError, Span, SpecError, UsageError
+from mrp.runtime.state import state_folder, unwritable
+from mrp.specs.errors import SpecError
 from mrp.specs.ir import Plan, plan_bytes
 from mrp.specs.labels import parse_label
 from mrp.specs.results import Ref
-from mrp.specs.work import ISOLATION
 
 if TYPE_CHECKING:
     from mrp.compiler.compile import Compiled
@@ -105,7 +100,7 @@ def compiled_state(
 def _compiled(options: BuildOptions, *, to_run: bool) -> "Iterator[tuple[Compiled, BuildOptions, Store, FileDigests]]":
     from mrp.compiler.compile import compile_workspace
 
-    _refuse_unknown_engines(options)
+    refuse_unknown(options)
     with FileDigests.open(state_folder(options.root) / "files.digests") as digests:
         with trace.span("compile"):
             compiled = compile_workspace(
@@ -114,11 +109,11 @@ def _compiled(options: BuildOptions, *, to_run: bool) -> "Iterator[tuple[Compile
                 config=options.config,
                 params=options.params,
                 digests=digests,
-                place=(lambda settings: _place(_with_settings(options, vars(settings)))) if to_run else None,
+                place=(lambda settings: place_of(_with_settings(options, vars(settings)))) if to_run else None,
             )
         chosen = _with_settings(options, vars(compiled.settings))
         if to_run:
-            _refuse_unknown_engines(chosen)
+            refuse_unknown(chosen)
         with Store.open(options.cache or cache_root()) as store:
             yield compiled, chosen, store, digests
 
@@ -131,7 +126,7 @@ def _with_settings(options: BuildOptions, settings: Mapping[str, Any]) -> BuildO
 @contextmanager
 def open_state(options: BuildOptions) -> Iterator[tuple[Store, FileDigests]]:
     """The cache and the workspace's memory of file digests, closed again afterwards. Raises as `Store.open`."""
-    _refuse_unknown_engines(options)
+    refuse_unknown(options)
     with (
         Store.open(options.cache or cache_root()) as store,
         FileDigests.open(state_folder(options.root) / "files.digests") as digests,
@@ -155,7 +150,7 @@ def run_plan(
     """
     datasets: Mapping[str, Value] = {}
     if patch is None:
-        _check_place(plan, options)
+        check_place(plan, options)
         plan = adapted_plan(plan, options)
         datasets = _read_beforehand(plan, options, store, {}, thorough=False)
     state = state_folder(options.root)
@@ -348,32 +343,22 @@ class _Building:
         """Start the backend, once something must run. Raises PolicyError when it isolates less than policy asks."""
         if self._backend is not None:
             return
-        required = self._plan.policy.isolation
-        sandbox, engine = self._options.sandbox or "local", self._options.engine or "local"
-        owner = Owner(owner_of(self._state), self._run.run_id)
-        settings = BackendSettings(
-            self._store, self._run.scratch, required, owner, lambda run: runs.is_alive(self._state, run)
-        )
         with trace.span("start backend"):
-            if engine == "local":
-                self._backend = BACKENDS[sandbox](settings)
-            else:
-                elsewhere = EngineSettings(settings, sandbox, self._options.address, self._slots)
-                self._backend = ENGINES[engine](elsewhere)
-            # An engine knows it once its cluster has started.
-            achieved = self._backend.isolation
-        if ISOLATION.index(achieved) < ISOLATION.index(required):
-            message = f"policy asks for isolation {required}, and the {sandbox} backend reaches only {achieved} here"
-            hint = "`mrp doctor` says what is missing; or allow less with `isolation:` in the policy file"
-            raise PolicyError([Diagnostic(Span("policy", 1, 1), message, hint)])
+            self._backend = start_backend(
+                self._options,
+                self._plan.policy.isolation,
+                self._store,
+                self._run.scratch,
+                self._run.run_id,
+                self._slots,
+            )
 
     def _late_settings(self) -> LateSettings:
         options = self._options
-        owner = Owner(owner_of(self._state), self._run.run_id)
         place = self._run.scratch / "models"
         place.mkdir(exist_ok=True)
         return LateSettings(
-            sandboxes=BackendSettings(self._store, place, self._plan.policy.isolation, owner),
+            sandboxes=BackendSettings(self._store, place, self._plan.policy.isolation, Owner("", self._run.run_id)),
             host=self._facts.describe,
             logs=self._run.folder,
             calls=options.calls,
@@ -449,37 +434,6 @@ class _Building:
         elif self._looked is not None:
             identity = self._options.identity
             remember(root, identity, self._looked, self._plan, values, lines, report, record, self._facts, store)
-
-
-def _place(options: BuildOptions) -> Place:
-    address = options.address
-    # No other machine can join a cluster whose address is this one's loopback.
-    joined = address is not None and address.rpartition(":")[0] not in ("127.0.0.1", "localhost", "[::1]")
-    shared = options.engine == "ray" and joined
-    return Place(options.engine or "local", options.sandbox or "local", shared)
-
-
-def _check_place(plan: Plan, options: BuildOptions) -> None:
-    """Raise SpecError for what a plan asks of a place that cannot give it; only plans without YAML get so far."""
-    from mrp.compiler.places import misplaced
-
-    found = [
-        Diagnostic(Span(f"{wrong.label} in the plan", 1, 1), wrong.message, wrong.hint)
-        for wrong in misplaced(plan.tasks, _place(options))
-    ]
-    if found:
-        raise SpecError(found)
-
-
-def _refuse_unknown_engines(options: BuildOptions) -> None:
-    if options.engine not in (None, *ENGINE_NAMES):
-        raise UsageError(f"there is no engine {options.engine}; use one of {', '.join(ENGINE_NAMES)}")
-    if options.sandbox not in (None, *BACKEND_NAMES):
-        raise UsageError(f"there is no sandbox backend {options.sandbox}; use one of {', '.join(BACKEND_NAMES)}")
-    if options.engine == "modal" and options.sandbox not in (None, "modal"):
-        raise UsageError(f"the modal engine isolates with modal's own sandboxes; leave out --sandbox {options.sandbox}")
-    if options.address is not None and options.engine != "ray":
-        raise UsageError("--address is that of a Ray cluster; add --engine ray")
 
 
 def _read_beforehand(
