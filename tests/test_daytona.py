@@ -10,16 +10,19 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from support.daytona import require_emulator
+from support.daytona import require_emulator, settings_for
 from support.daytona_emulator import Emulator, Fault, emulated
 
 from mrp.cache.digest import Digest
 from mrp.cache.filestats import FileDigests
 from mrp.cache.store import Entry, Store
+from mrp.runtime.contract.bench import Bench, listening
 from mrp.runtime.contract.image import toolchain_image
 from mrp.runtime.images.portable import PortableImage, read_portable
 from mrp.runtime.sandbox.daytona import DaytonaProvider, DaytonaSandbox
+from mrp.runtime.sandbox.protocol import Endpoint
 from mrp.runtime.sandbox.provider import Exit, Order, Owner
+from mrp.runtime.sandbox.registry import BACKENDS
 from mrp.specs.errors import InfraError
 from mrp.specs.ir import Limits
 
@@ -178,8 +181,8 @@ def test_another_providers_source_is_refused(provider: DaytonaProvider, shared: 
 
 
 def test_an_image_without_python_is_refused(
-    create: Create, provider: DaytonaProvider, shared, emulator: Emulator
-) -> None:  # type: ignore[no-untyped-def]
+    create: Create, provider: DaytonaProvider, shared: Shared, emulator: Emulator
+) -> None:
     store, image = shared[1], shared[2]
     entries = dict(store.read_tree(image.layers[0]))
     bare: dict[str, Entry] = {path: entry for path, entry in entries.items() if "python" not in path}
@@ -243,7 +246,7 @@ def test_a_refusal_by_rate_limit_is_waited_out(create: Create, emulator: Emulato
 def test_a_refusal_that_asks_for_too_much_is_given_back(create: Create, emulator: Emulator, tmp_path: Path) -> None:
     sandbox = create()
     emulator.faults.append(Fault("process/execute", status=429, times=99, retry_after="3600"))
-    with pytest.raises(InfraError, match="run `run`") as failed:
+    with pytest.raises(InfraError, match="run a command") as failed:
         run(sandbox, tmp_path, "true")
     assert failed.value.retryable
     assert emulator.faults[0].times == 98
@@ -289,7 +292,7 @@ def test_a_sandbox_that_vanishes_fails_the_attempt(create: Create, emulator: Emu
 
 def test_what_looks_after_commands_is_killed(create: Create, emulator: Emulator, tmp_path: Path) -> None:
     sandbox = create()
-    with pytest.raises(InfraError, match="got lost") as failed:
+    with pytest.raises(InfraError, match="was killed") as failed:
         run(sandbox, tmp_path, "sh", "-c", "kill -9 $PPID; sleep 5", root=True)
     assert failed.value.retryable
 
@@ -308,19 +311,28 @@ def test_a_stream_that_is_cut_ends(create: Create, emulator: Emulator) -> None:
     stream.close()
 
 
-def test_a_command_whose_stream_is_cut_is_no_result(create: Create, emulator: Emulator, tmp_path: Path) -> None:
-    sandbox = create()
-    ended, closed = sandbox.stream(["true"], env=ENV), sandbox.stream(["cat"], env=ENV)
-    assert ended.read() == b""
-    closed.close()
-    assert run(sandbox, tmp_path, "true").exit_code == 0
-    sandbox.stream(["cat"], env=ENV)
-    (socket,) = emulator.terminals.values()
-    assert emulator.loop is not None
-    cut = threading.Timer(1.0, lambda: asyncio.run_coroutine_threadsafe(socket.close(), emulator.loop))  # type: ignore[arg-type]
-    cut.start()
-    with pytest.raises(InfraError, match="was cut while a command ran") as failed:
-        run(sandbox, tmp_path, "sleep", "3")
+def test_a_trial_whose_way_to_the_model_is_cut_is_no_result(shared: Shared, emulator: Emulator, tmp_path: Path) -> None:
+    _, store, image = shared
+    with listening(b"", tmp_path) as (address, _):
+        backend = BACKENDS["daytona"](settings_for(store, tmp_path / "scratch"))
+        bench = Bench(store, backend, image.digest, tmp_path)
+        endpoint = Endpoint(address, "token")
+        assert bench.run("true", endpoint=endpoint).exit_code == 0
+
+        def cut() -> None:
+            while not emulator.terminals:
+                time.sleep(0.05)
+            time.sleep(1)
+            (socket,) = emulator.terminals.values()
+            assert emulator.loop is not None
+            asyncio.run_coroutine_threadsafe(socket.close(), emulator.loop)
+
+        cutting = threading.Thread(target=cut)
+        cutting.start()
+        with pytest.raises(InfraError, match="relay to the model ended") as failed:
+            bench.run("sleep", "2", endpoint=endpoint)
+        cutting.join()
+        backend.close()
     assert failed.value.retryable
 
 

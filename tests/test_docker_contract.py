@@ -1,7 +1,9 @@
-"""The contract of sandboxes on a real Docker engine, and what is special to sandboxes that are elsewhere."""
+"""What a real Docker engine keeps beyond the checks of tests/test_contract.py, which run on it too."""
 
+import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
@@ -16,8 +18,6 @@ from mrp.cache.canonical import canonical_bytes, parse_canonical
 from mrp.cache.digest import Digest
 from mrp.cache.store import Entry
 from mrp.runtime.contract.bench import LIMITS, Bench, listening
-from mrp.runtime.contract.check import Check
-from mrp.runtime.contract.sandbox import CHECKS
 from mrp.runtime.sandbox.local import LocalBackend
 from mrp.runtime.sandbox.protocol import Endpoint
 from mrp.specs.errors import InfraError
@@ -34,11 +34,6 @@ def bench(docker_host: str) -> Iterator[Bench]:
             yield made
     finally:
         shutil.rmtree(folder)
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-def test_docker_keeps_the_contract(bench: Bench, check: Check[Bench]) -> None:
-    check.run(bench)
 
 
 def other_image(bench: Bench, **changes: object) -> Digest:
@@ -316,3 +311,28 @@ def test_an_image_that_somebody_removed_is_brought_again(bench: Bench) -> None:
         bench.run("true", image=image)
     assert error.value.retryable
     assert bench.stdout(bench.run("sh", "-c", "echo $MARK", image=image)) == "removed\n"
+
+
+def test_a_shell_of_the_image_that_hangs_does_not_hold_up_the_time_limit(bench: Bench) -> None:
+    hanging = {"usr/bin/sh": Entry("x", bench.store.put_bytes(b"#!/usr/bin/sleep 600\n"))}
+    layers = parse_canonical(bench.store.get_bytes(bench.image))["layers"]
+    image = other_image(bench, layers=[*layers, bench.store.put_tree(hanging)])
+    done = bench.run("python3", "-c", "import time; time.sleep(600)", image=image, timeout=0.5)
+    assert (done.limit, done.exit_code) == ("wall", None)
+    assert list(bench.owned()) == []
+
+
+def test_many_runs_leave_nothing_here_or_there(bench: Bench) -> None:
+    client = bench.backend._provider.client()  # type: ignore[attr-defined]
+    bench.run("true")
+    descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    images = {image["Id"] for image in client.images(all=True)}
+    for _ in range(4):
+        done = bench.python("open('/work/big', 'wb').write(bytes(8 << 20)); raise SystemExit(7)")
+        assert done.exit_code == 7
+        assert bench.run("no\nsuch program").exit_code == 127
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+    assert threading.active_count() <= threads
+    assert {image["Id"] for image in client.images(all=True)} == images
+    assert client.containers(all=True) == []
+    assert client.volumes()["Volumes"] in (None, [])

@@ -5,15 +5,15 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.gateways import Gateway, gateway_at
-from support.sandboxes import BACKENDS, LIMITS, WALLED, Bench, make_bench, why_not
+from support.sandboxes import BACKENDS, LIMITS, SHOWN, WALLED, Bench, benches, make_bench, why_not
 
-from mrp.runtime.sandbox.allowlist import parse_allowed, through_proxy
+from mrp.runtime.sandbox.allowlist import is_public, parse_allowed, through_proxy
 from mrp.runtime.sandbox.doorway import Doorway, to_endpoint
 from mrp.runtime.sandbox.protocol import Cancelled, Endpoint
 from mrp.specs.errors import InfraError
@@ -30,24 +30,25 @@ def ask(path, body=b'', connection=None):
 """
 
 
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Callable[[str], Bench]]:
+    with benches() as get:
+        yield get
+
+
 @pytest.fixture(scope="module", params=list(BACKENDS))
-def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    yield from opened(request.param, tmp_path_factory)
+def bench(request: pytest.FixtureRequest, opened: Callable[[str], Bench]) -> Bench:
+    return opened(request.param)
 
 
 @pytest.fixture(scope="module", params=WALLED)
-def walled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    yield from opened(request.param, tmp_path_factory)
+def walled(request: pytest.FixtureRequest, opened: Callable[[str], Bench]) -> Bench:
+    return opened(request.param)
 
 
-def opened(name: str, places: pytest.TempPathFactory) -> Iterator[Bench]:
-    reason = why_not(name)
-    if reason:
-        pytest.skip(reason)
-    made = make_bench(name, places.mktemp("doorways"))
-    yield made
-    made.backend.close()
-    made.store.close()
+@pytest.fixture(scope="module", params=[*SHOWN, "plain"])
+def anywhere(request: pytest.FixtureRequest, opened: Callable[[str], Bench]) -> Bench:
+    return opened(request.param)
 
 
 @pytest.fixture
@@ -59,9 +60,9 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
 # --- The model --------------------------------------------------------------------------------------------------
 
 
-def test_a_command_reaches_its_model_without_any_network(bench: Bench, gateway: Gateway) -> None:
-    done = bench.python(ASK + "print(ask('/chat', b'hello'))", endpoint=gateway.endpoint("word-1"))
-    assert (done.exit_code, bench.stdout(done)) == (0, "word-1 /v1/chat hello\n")
+def test_a_command_reaches_its_model_without_any_network(anywhere: Bench, gateway: Gateway) -> None:
+    done = anywhere.python(ASK + "print(ask('/chat', b'hello'))", endpoint=gateway.endpoint("word-1"))
+    assert (done.exit_code, anywhere.stdout(done)) == (0, "word-1 /v1/chat hello\n")
     assert gateway.prefaces == [b"MRP word-1\n"]
 
 
@@ -74,13 +75,13 @@ def test_without_a_model_nothing_listens(walled: Bench, gateway: Gateway) -> Non
     assert len(gateway.prefaces) == 1
 
 
-def test_operators_reach_it_too_and_pure_ones_share_nothing(bench: Bench, gateway: Gateway) -> None:
+def test_operators_reach_it_too_and_pure_ones_share_nothing(anywhere: Bench, gateway: Gateway) -> None:
     source = ASK + "import mrp.sdk\nclass Op(mrp.sdk.Agent):\n    def run(self, task, ctx): print(ask('/x'))"
     for pure in (False, True):
         for word in ("one", "two"):
             files = {TASK: {"record.json": "{}"}}
-            done = bench.operator(source, files=files, pure=pure, endpoint=gateway.endpoint(word))
-            assert bench.stdout(done) == f"{word} /v1/x \n", bench.stderr(done)
+            done = anywhere.operator(source, files=files, pure=pure, endpoint=gateway.endpoint(word))
+            assert anywhere.stdout(done) == f"{word} /v1/x \n", anywhere.stderr(done)
 
 
 def test_an_open_network_reaches_it_at_another_port(walled: Bench, gateway: Gateway) -> None:
@@ -330,6 +331,18 @@ def test_which_hosts_an_entry_stands_for(entry: str, host: str, permitted: bool)
     assert parse_allowed([entry]).permits(host, 443) == permitted
 
 
+PRIVATE = ("127.0.0.1", "10.1.2.3", "169.254.169.254", "100.64.0.1", "0.0.0.0", "::1", "fe80::1%eth0", "fd00::1")
+TRANSLATED = ("::ffff:127.0.0.1", "::ffff:7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "::7f00:1")
+
+
+@pytest.mark.parametrize("address", [*PRIVATE, *TRANSLATED, "224.0.0.1", "ff02::1"])
+def test_names_that_lead_to_such_an_address_are_refused(address: str) -> None:
+    """Whatever form the address comes in; decimal and octal ones are names, which the machine looks up."""
+    public = ("8.8.8.8", "::ffff:808:808", "64:ff9b::808:808", "2606:4700::1111")
+    assert not is_public(address)
+    assert all(map(is_public, public))
+
+
 @pytest.mark.parametrize("entry", ["*:443", "a*.org:443", "example.org", "example.org:0", "example.org:70000"])
 def test_an_entry_that_is_not_clear_is_an_error(entry: str) -> None:
     with pytest.raises(InfraError, match="is no host and port") as error:
@@ -360,8 +373,14 @@ def test_what_is_no_request_gets_no_connection() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     place = listener.getsockname()
     doorway = Doorway(listener, through_proxy(parse_allowed(["example.org:443"])))
-    for request in (b"nonsense\r\n\r\n", b"GET /x HTTP/1.1\r\n\r\n", b"CONNECT [::1]:443 HTTP/1.1\r\n\r\n"):
+    requests = [b"nonsense", b"GET /x HTTP/1.1", b"CONNECT [::1]:443 HTTP/1.1", b"CONNECT example.org:+443 HTTP/1.1"]
+    requests += [b"GET http://example.org:443/\nHost:other HTTP/1.1", b"GET http://other@example.org:443/ HTTP/1.1"]
+    plain = b"GET http://example.org:443/ HTTP/1.1\r\n"
+    requests += [
+        plain + line for line in (b"A: b\nHost: other", b"A: b\rHost: other", b"Host : other", b"A: b\r\n c: d")
+    ]
+    for request in (line + b"\r\n\r\n" for line in requests):
         with socket.create_connection(place) as connection:
             connection.sendall(request)
-            assert connection.recv(100).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 400 Bad Request\r\n"), request
     doorway.close()

@@ -1,6 +1,8 @@
 """Portable images on the local backend: only their own files are there, and their root is laid out once."""
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,14 +11,16 @@ from support.sandboxes import Bench, make_bench, why_not
 
 from mrp.cache.canonical import canonical_bytes, parse_canonical
 from mrp.cache.digest import Digest
-from mrp.cache.store import Entry
+from mrp.cache.errors import MissingBlob
+from mrp.cache.store import Entry, Store
 from mrp.runtime.sandbox.guest_root import guest_file, guest_program
-from mrp.runtime.sandbox.roots import roots_folder, sweep_roots
+from mrp.runtime.sandbox.materials import Materials
+from mrp.runtime.sandbox.roots import laid_out_root, roots_folder, sweep_roots
 from mrp.specs.errors import InfraError
 from mrp.specs.work import TASK, WORK
 
 
-@pytest.fixture(scope="module", params=["portable", "portable-bubblewrap"])
+@pytest.fixture(scope="module", params=["portable-launcher", "portable-bubblewrap"])
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     reason = why_not(request.param)
     if reason:
@@ -30,10 +34,10 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Bench]:
     """A cache without any root, and a small image."""
-    reason = why_not("portable")
+    reason = why_not("portable-launcher")
     if reason:
         pytest.skip(reason)
-    made = small("portable", tmp_path)
+    made = small("portable-launcher", tmp_path)
     yield made
     made.backend.close()
     made.store.close()
@@ -162,7 +166,7 @@ def test_an_image_of_a_service_names_the_service(bench: Bench) -> None:
 
 def again(fresh: Bench) -> Bench:
     """Another backend on the same cache."""
-    made = small("portable", fresh.folder)
+    made = small("portable-launcher", fresh.folder)
     fresh.backend.close()
     fresh.store.close()
     fresh.backend, fresh.store = made.backend, made.store
@@ -212,7 +216,7 @@ def test_a_root_in_use_is_neither_swept_nor_made_anew(fresh: Bench) -> None:
     root = only_root(fresh)
     assert sweep_roots(roots_folder(fresh.store), unused_for=0) == 0
     (root.parent / "seal").unlink()
-    other = small("portable", fresh.folder)
+    other = small("portable-launcher", fresh.folder)
     # It trusts nothing there, and lays out one of its own.
     assert other.run("true").exit_code == 0
     other.backend.close()
@@ -223,6 +227,51 @@ def test_a_root_in_use_is_neither_swept_nor_made_anew(fresh: Bench) -> None:
     assert sweep_roots(roots_folder(fresh.store)) == 0
     assert sweep_roots(roots_folder(fresh.store), unused_for=0) == 1
     assert list(roots_folder(fresh.store).iterdir()) == []
+
+
+def test_a_root_is_never_removed_under_its_users(tmp_path: Path) -> None:
+    wrong: list[str] = []
+    over = threading.Event()
+    with Store.open(tmp_path / "cache") as store:
+        tree = store.put_tree({"a/b": Entry("f", store.put_bytes(b"x"))})
+
+        def use(materials: Materials) -> None:
+            for _ in range(200):
+                time.sleep(0.001)
+                with laid_out_root(tree, store, materials) as root:
+                    for _ in range(5):
+                        time.sleep(0)
+                        if not (root / "a/b").exists():
+                            wrong.append(str(root))
+
+        def remove() -> None:
+            while not over.is_set():
+                sweep_roots(roots_folder(store), unused_for=0)
+
+        users = [threading.Thread(target=use, args=(Materials(tmp_path / str(number)),)) for number in range(2)]
+        sweepers = [threading.Thread(target=remove) for _ in range(2)]
+        for thread in [*users, *sweepers]:
+            thread.start()
+        for thread in users:
+            thread.join()
+        over.set()
+        for thread in sweepers:
+            thread.join()
+    assert wrong == []
+
+
+def test_a_root_that_could_not_be_finished_takes_no_room(fresh: Bench) -> None:
+    assert fresh.run("true").exit_code == 0
+    root = only_root(fresh)
+    fresh.backend.close()
+    tree = Digest(root.parent.name)
+    sweep_roots(roots_folder(fresh.store), unused_for=0)
+    (missing,) = [entry.digest for path, entry in fresh.store.read_tree(tree).items() if path == "usr/bin/cat"]
+    assert missing is not None
+    fresh.store.blobs.blob_path(missing).unlink()
+    with pytest.raises(MissingBlob), laid_out_root(tree, fresh.store, Materials(fresh.folder / "materials")):
+        pass
+    assert os.listdir(root.parent) == ["lock"]
 
 
 # --- Finding files ----------------------------------------------------------------------------------------------

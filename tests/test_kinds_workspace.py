@@ -22,17 +22,17 @@ def write_root(place: Any, **fields: Any) -> None:
 
 def test_a_config_selects_and_sets_how_things_run(tmp_path: Path) -> None:
     ws = workspace(tmp_path, CHOICE)
-    write_root(ws, configs={"fast": {"jobs": 1}, "gpu": {"engine": "ray"}, "docker": {"sandbox": "docker"}})
+    write_root(ws, configs={"fast": {"jobs": 1}, "far": {"engine": "modal"}, "docker": {"sandbox": "docker"}})
     ws.build("//:made")
     assert text(ws, "made/o") == "plain\n"
     ws.build("//:made", "--config", "fast")
     assert text(ws, "made/o") == "fast\n"
     started = json.loads((ws.runs()[-1] / "events.jsonl").read_text().splitlines()[0])
     assert started["jobs"] == 1
-    for config, word in (("gpu", "the engine ray"), ("docker", "the sandbox backend docker")):
+    for config, word in (("far", "the modal engine"), ("docker", "the docker backend")):
         refused = ws.mrp("build", "//:made", "--config", config)
         assert refused.returncode == 2
-        assert f"{word} is not part of this version" in refused.stderr
+        assert f"the machine's own system, which {word} does not have" in refused.stderr
     assert ws.mrp("plan", "//:made", "--config", "fast").returncode == 0
     assert len(ws.runs()) == 2, "what is refused leaves no run behind"
 

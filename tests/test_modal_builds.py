@@ -1,7 +1,5 @@
 """Builds on Modal's EMULATOR, as sandbox backend and as engine: the same digests as here, and nothing left behind."""
 
-import hashlib
-import io
 import json
 import time
 from collections.abc import Iterator
@@ -9,16 +7,12 @@ from pathlib import Path
 
 import pytest
 from grpclib import Status
-from support.howto import follow, steps
-from support.kinds import workspace
+from support.howto import follow, require_packages
 from support.modal_emulator import ModalEmulator
 from support.places import Place, kill_group
+from support.portable import Rooted
 
-from mrp.cache.filestats import FileDigests
 from mrp.cache.store import Store
-from mrp.runtime.contract.image import toolchain_image
-from mrp.runtime.images.oci import write_layer
-from mrp.runtime.images.portable import read_portable
 
 pytestmark = pytest.mark.backend
 
@@ -34,25 +28,24 @@ class Agent(mrp.sdk.Agent):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """This machine's own tools as a tar archive."""
-    folder = tmp_path_factory.mktemp("root")
-    with Store.open(folder / "cache") as store, FileDigests.open(folder / "digests") as digests:
-        programs = ("cat", "env", "mkdir", "python3", "sh", "sleep", "test", "true", "wc")
-        image = read_portable(toolchain_image(store, digests, programs), store, "modal")
-        out = io.BytesIO()
-        (tree,) = image.layers
-        write_layer(tree, store, out)
-        return out.getvalue()
+def root(tmp_path_factory: pytest.TempPathFactory) -> Rooted:
+    return Rooted(tmp_path_factory.mktemp("root"))
 
 
-@pytest.fixture
-def emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModalEmulator]:
-    with ModalEmulator(tmp_path / "emulator") as emulator, emulator.reachable():
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModalEmulator]:
+    with ModalEmulator(tmp_path_factory.mktemp("emulator") / "modal") as emulator, emulator.reachable():
         yield emulator
 
 
-def place(folder: Path, root: bytes, *, items: int = 3, script: str | None = None) -> Place:
+@pytest.fixture
+def emulator(service: ModalEmulator) -> Iterator[ModalEmulator]:
+    yield service
+    service.heal()
+    service.empty_volumes()
+
+
+def place(folder: Path, root: Rooted, *, items: int = 3, script: str | None = None, **solve: object) -> Place:
     """A rollout of a Python agent, or of one that is a shell script, over some rows."""
     agent: dict[str, object] = {"kind": "agent", "version": "1"}
     if script is None:
@@ -60,26 +53,21 @@ def place(folder: Path, root: bytes, *, items: int = 3, script: str | None = Non
     else:
         agent |= {"command": ["sh", "-c", script]}
     rows = "".join(json.dumps({"id": f"item-{n}", "text": f"text {n}"}) + "\n" for n in range(items))
-    return workspace(
+    return root.workspace(
         folder,
         {
             "tasks": {"kind": "dataset", "srcs": ["tasks.jsonl"], "id": "id"},
-            "py": {
-                "kind": "image",
-                "base": "scratch",
-                "layers": [{"tar": "root.tar", "sha256": hashlib.sha256(root).hexdigest()}],
-            },
             "box": {"kind": "sandbox", "image": ":py", "limits": {"memory": "512MiB", "disk": "64MiB"}},
             "me": agent,
-            "solve": {"kind": "rollout", "over": ":tasks", "agent": ":me", "sandbox": ":box", "samples": 2},
+            "solve": {"kind": "rollout", "over": ":tasks", "agent": ":me", "sandbox": ":box", "samples": 2, **solve},
             "eval": {"kind": "reduction", "of": ["solve"], "reducer": "stats"},
         },
-        {"tasks.jsonl": rows, "root.tar": root, "agent.py": AGENT},
+        {"tasks.jsonl": rows, "agent.py": AGENT},
     )
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_build_gives_the_same_digests_as_here(tmp_path: Path, root: bytes, emulator: ModalEmulator, way: str) -> None:
+def test_a_build_gives_the_digests_of_here(tmp_path: Path, root: Rooted, emulator: ModalEmulator, way: str) -> None:
     here = place(tmp_path / "here", root)
     report = here.build("//:eval")
     there = place(tmp_path / "there", root)
@@ -90,7 +78,7 @@ def test_a_build_gives_the_same_digests_as_here(tmp_path: Path, root: bytes, emu
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_was_begun_there_is_finished_here(tmp_path: Path, root: bytes, emulator: ModalEmulator, way: str) -> None:
+def test_what_was_begun_there_is_finished_here(tmp_path: Path, root: Rooted, emulator: ModalEmulator, way: str) -> None:
     ws = place(tmp_path, root)
     ws.build("//:solve", "--items", "item-0", *WAYS[way])
     before = emulator.calls["SandboxCreateV2"]
@@ -101,7 +89,7 @@ def test_what_was_begun_there_is_finished_here(tmp_path: Path, root: bytes, emul
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_bad_hour_of_the_service_is_no_score(tmp_path: Path, root: bytes, emulator: ModalEmulator, way: str) -> None:
+def test_a_bad_hour_of_the_service_is_no_score(tmp_path: Path, root: Rooted, emulator: ModalEmulator, way: str) -> None:
     here = place(tmp_path / "here", root)
     here.build("//:eval")
     there = place(tmp_path / "there", root)
@@ -114,9 +102,9 @@ def test_a_bad_hour_of_the_service_is_no_score(tmp_path: Path, root: bytes, emul
 
 
 def test_a_service_that_stays_down_is_an_infrastructure_failure(
-    tmp_path: Path, root: bytes, emulator: ModalEmulator
+    tmp_path: Path, root: Rooted, emulator: ModalEmulator
 ) -> None:
-    ws = place(tmp_path, root, items=1)
+    ws = place(tmp_path, root, items=1, samples=1, retries=0)
     emulator.fail("SandboxCreateV2", Status.RESOURCE_EXHAUSTED, times=1000)
     done = ws.mrp("build", "//:solve", "--sandbox", "modal")
     assert done.returncode == 4, done.stderr
@@ -127,7 +115,7 @@ def test_a_service_that_stays_down_is_an_infrastructure_failure(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_a_killed_build_leaves_is_swept_by_the_next(
-    tmp_path: Path, root: bytes, emulator: ModalEmulator, way: str
+    tmp_path: Path, root: Rooted, emulator: ModalEmulator, way: str
 ) -> None:
     ws = place(tmp_path, root, items=2, script='test -e /task/record.json; sleep "$SECONDS_TO_WAIT"')
     text = (ws.folder / "BUILD.yaml").read_text()
@@ -149,30 +137,31 @@ def test_what_a_killed_build_leaves_is_swept_by_the_next(
     assert emulator.running() == []
 
 
-def test_the_engine_uploads_a_blob_once(tmp_path: Path, root: bytes, emulator: ModalEmulator) -> None:
-    ws = place(tmp_path / "one", root, items=4)
-    ws.build("//:solve", "--engine", "modal", "-j", "4")
-    blocks = [name for name in emulator.files.uploads if name.startswith("block-")]
+def test_the_engine_uploads_a_blob_once(tmp_path: Path, root: Rooted, emulator: ModalEmulator) -> None:
+    def uploaded() -> list[str]:
+        return [name for name in emulator.files.uploads[before:] if name.startswith("block-")]
+
+    before = len(emulator.files.uploads)
+    place(tmp_path / "one", root, items=4).build("//:solve", "--engine", "modal", "-j", "4")
+    blocks = uploaded()
     assert blocks, "the sdk has files that are too large to go along"
     assert len(blocks) == len(set(blocks))
     again = place(tmp_path / "two", root, items=5)
     again.build("//:solve", "--engine", "modal")
-    assert [name for name in emulator.files.uploads if name.startswith("block-")] == blocks, "another build has them"
+    assert uploaded() == blocks, "another build has them"
 
 
-def test_an_emptied_volume_is_filled_again(tmp_path: Path, root: bytes, emulator: ModalEmulator) -> None:
+def test_an_emptied_volume_is_filled_again(tmp_path: Path, root: Rooted, emulator: ModalEmulator) -> None:
     place(tmp_path / "one", root, items=1).build("//:solve", "--engine", "modal")
-    (volume,) = emulator.files.volumes.values()
-    for path in [path for path in volume.rglob("*") if path.is_file()]:
-        path.unlink()
+    assert emulator.empty_volumes()
     place(tmp_path / "two", root, items=2).build("//:solve", "--engine", "modal")
 
 
-def test_an_agent_cannot_look_into_the_volume(tmp_path: Path, root: bytes, emulator: ModalEmulator) -> None:
+def test_an_agent_cannot_look_into_the_volume(tmp_path: Path, root: Rooted, emulator: ModalEmulator) -> None:
     script = "python3 -c \"import os; print(os.listdir('/.mrp'))\" > seen.txt 2> why.txt; true"
     ws = place(tmp_path, root, items=1, script=script)
     ws.build("//:solve", "--engine", "modal")
-    (sandbox, *_) = emulator.sandboxes.values()
+    sandbox = list(emulator.sandboxes.values())[-1]
     assert [mount.mount_path for mount in sandbox.definition.volume_mounts] == ["/.mrp/blobs"]
     assert sandbox.definition.volume_mounts[0].read_only
     rows = (ws.folder / "mrp-out" / "solve" / "trials.jsonl").read_text().splitlines()
@@ -184,9 +173,9 @@ def test_an_agent_cannot_look_into_the_volume(tmp_path: Path, root: bytes, emula
 
 
 def test_a_volume_that_takes_nothing_is_an_infrastructure_failure(
-    tmp_path: Path, root: bytes, emulator: ModalEmulator
+    tmp_path: Path, root: Rooted, emulator: ModalEmulator
 ) -> None:
-    ws = place(tmp_path, root, items=1)
+    ws = place(tmp_path, root, items=1, samples=1, retries=0)
     emulator.fail("VolumePutFiles2", Status.UNAVAILABLE, times=1000)
     done = ws.mrp("build", "//:solve", "--engine", "modal")
     assert done.returncode == 4, done.stderr
@@ -194,8 +183,7 @@ def test_a_volume_that_takes_nothing_is_an_infrastructure_failure(
 
 
 def test_the_page_is_true(tmp_path: Path, emulator: ModalEmulator) -> None:
-    probe = Place(tmp_path / "probe").write({step.path: step.text for step in steps("modal") if step.path is not None})
-    if probe.mrp("image", "lock", "//:py").returncode:
-        pytest.skip("the packages of Debian cannot be had here")
-    assert len(follow("modal", Place(tmp_path / "page"))) == 4
+    place = Place(tmp_path / "page")
+    require_packages("modal", place)
+    assert len(follow("modal", place)) == 4
     assert emulator.running() == []

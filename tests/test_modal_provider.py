@@ -118,8 +118,8 @@ def test_large_trees_go_there_and_come_back(create: Create) -> None:
     sandbox = create()
     sandbox.put(archive(files))
     assert held(sandbox, "/work") == {name.removeprefix("work/"): data for name, data in files.items()}
-    assert not sandbox.get("/work", io.BytesIO(), 11_000_000)
-    assert sandbox.get("/work", io.BytesIO(), 12_000_000)
+    assert not sandbox.get("/work", io.BytesIO(), 12_020_000)
+    assert sandbox.get("/work", io.BytesIO(), 12_040_000)
 
 
 def test_limits_end_a_command(create: Create, tmp_path: Path) -> None:
@@ -141,6 +141,63 @@ def test_what_a_command_leaves_running_ends_with_it(create: Create, tmp_path: Pa
     assert run(sandbox, tmp_path, "sh", "-c", "sleep 71 & exec >&- 2>&-; setsid sleep 72 & exit 4").exit_code == 4
     script = "import os; print([open(f'/proc/{p}/cmdline').read() for p in os.listdir('/proc') if p.isdigit()])"
     assert "sleep\\x007" not in run(sandbox, tmp_path, "python3", "-c", script).stdout.read_text()
+
+
+def test_a_command_inherits_nothing_of_who_starts_it(create: Create, tmp_path: Path) -> None:
+    for user in ("1000:1000", "0:0"):
+        status = run(create(user=user), tmp_path, "cat", "/proc/self/status").stdout.read_text()
+        found = dict(line.split(":\t", 1) for line in status.splitlines())
+        wanted = {
+            "SigIgn": "0" * 16,
+            "SigBlk": "0" * 16,
+            "CapEff": "0" * 16,
+            "NoNewPrivs": "1",
+            "Uid": user.partition(":")[0],
+        }
+        assert {name: found[name].split()[0] for name in wanted} == wanted
+
+
+def test_a_command_that_cannot_be_made_ready_is_no_result(create: Create, tmp_path: Path) -> None:
+    with pytest.raises(InfraError, match="/nowhere"):
+        create().exec(["true"], env=ENV, cwd="/nowhere", timeout=9, logs=tmp_path)
+
+
+def test_processes_are_told_apart_where_python_has_no_ctypes(shared: Shared, create: Create, tmp_path: Path) -> None:
+    _, store, image = shared
+    entries = store.read_tree(image.layers[0])
+    lean = store.put_tree({path: entry for path, entry in entries.items() if "ctypes" not in path})
+    assert store.read_tree(lean) != entries
+    provider = ModalProvider(store)
+    name = provider.prepare(PortableImage(store.put_bytes(b"lean"), (lean,), image.env, image.user))
+    sandbox = create(image=name)
+    stream = sandbox.stream(["cat"], env=ENV)
+    assert run(sandbox, tmp_path, "sh", "-c", "(setsid sleep 71 &) ; exit 4").exit_code == 4
+    assert run(sandbox, tmp_path, "sh", "-c", "trap '' TERM; sleep 61; sleep 62", timeout=0.3).limit == "wall"
+    many = "import subprocess, time\nfor _ in range(60): subprocess.Popen(['sleep', '63'])\ntime.sleep(20)"
+    assert run(sandbox, tmp_path, "python3", "-c", many).limit == "pids"
+    script = "import os; print([open(f'/proc/{p}/cmdline').read() for p in os.listdir('/proc') if p.isdigit()])"
+    assert "sleep\\x00" not in run(sandbox, tmp_path, "python3", "-c", script).stdout.read_text()
+    stream.write(b"still there")
+    assert stream.read() == b"still there"
+
+
+def test_a_command_cannot_end_the_stream_beside_it(create: Create, tmp_path: Path) -> None:
+    sandbox = create()
+    stream = sandbox.stream(["cat"], env=ENV)
+    assert run(sandbox, tmp_path, "sh", "-c", "kill -9 -1; exit 5").exit_code in (5, 137)
+    stream.write(b"still there")
+    assert stream.read() == b"still there"
+
+
+def test_what_the_image_has_where_folders_are_given_is_not_seen(shared: Shared, create: Create) -> None:
+    _, store, image = shared
+    tree = store.put_tree({"work/left": image_entry(store, b"1"), "work/in/left": image_entry(store, b"2")})
+    own = PortableImage(store.put_bytes(b"own"), (*image.layers, tree), image.env, image.user)
+    sandbox = create(image=ModalProvider(store).prepare(own), writable=("/work",))
+    assert set(held(sandbox, "/work")) == {"left", "in/left"}
+    sandbox.put(archive({"work/given": b"text"}))
+    sandbox.put(archive({"work/more": b"text"}))
+    assert set(held(sandbox, "/work")) == {"given", "more"}
 
 
 def test_logs_are_kept_up_to_a_size(create: Create, tmp_path: Path) -> None:

@@ -108,3 +108,11 @@ def test_what_is_planned_elsewhere_is_refused_where_it_is_run(tmp_path: Path) ->
     done = ws.mrp("run", str(tmp_path / "out"), "--sandbox", "docker")
     assert done.returncode == 2
     assert "//:os in the plan" in done.stderr
+
+
+def test_a_service_that_is_not_there_is_said_once_and_costs_no_trial(tmp_path: Path) -> None:
+    ws = rollout(tmp_path, {})
+    done = ws.mrp("build", "//:solve", "--sandbox", "docker", DOCKER_HOST=f"unix://{tmp_path}/no-such.sock")
+    assert done.returncode == 4
+    assert done.stderr.count("start it, or set DOCKER_HOST") == 1
+    assert not [action for action in ws.executed() if action[0] == "trial"]

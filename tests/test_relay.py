@@ -248,6 +248,21 @@ def test_the_process_ends_with_its_streams(gateway: Gateway) -> None:
         assert pipe.process.wait(20) == 0
 
 
+def test_a_relay_that_ended_is_noticed(gateway: Gateway) -> None:
+    pipes: list[Pipe] = []
+
+    def start(argv: Sequence[str]) -> Pipe:
+        pipes.append(Pipe(argv))
+        return pipes[0]
+
+    relay = Relayed(start, Endpoint(gateway.address, "t"), free_port())
+    relay.check()
+    pipes[0].process.kill()
+    with pytest.raises(InfraError, match="relay to the model ended"):
+        relay.check()
+    relay.close()
+
+
 def test_a_script_that_cannot_listen_is_said(gateway: Gateway) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(InfraError, match="did not start"):
         Relayed(Pipe, Endpoint(gateway.address, "t"), taken.getsockname()[1])

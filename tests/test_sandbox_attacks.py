@@ -11,27 +11,30 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.sandboxes import WALLED, Bench, make_bench, outside, why_not
+from support.sandboxes import SHOWN, WALLED, Bench, benches, make_bench, outside, why_not
 
 from mrp.runtime.sandbox.scratch import sweep
 from mrp.specs.work import OUT, TASK, WORK
 
 
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Callable[[str], Bench]]:
+    with benches() as get:
+        yield get
+
+
 @pytest.fixture(scope="module", params=WALLED)
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    reason = why_not(request.param)
-    if reason:
-        pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="mrp-attacks-"))
-    made = make_bench(request.param, folder)
-    yield made
-    made.backend.close()
-    made.store.close()
-    shutil.rmtree(folder)
+def bench(request: pytest.FixtureRequest, opened: Callable[[str], Bench]) -> Bench:
+    return opened(request.param)
+
+
+@pytest.fixture(scope="module", params=SHOWN)
+def shown(request: pytest.FixtureRequest, opened: Callable[[str], Bench]) -> Bench:
+    return opened(request.param)
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------
@@ -59,25 +62,25 @@ def find_outside(needle: str, *roots: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_private_files_of_the_record_are_not_the_agents(bench: Bench) -> None:
-    grader = bench.run("cat", "/task/tests/t.py", files={TASK: {"record.json": "{}", "tests/t.py": "PRIVATE-1"}})
-    assert bench.stdout(grader) == "PRIVATE-1"
-    agent = bench.run("python3", "-c", FIND, "PRIVATE-1", "/", files={TASK: {"record.json": "{}"}})
-    assert (agent.exit_code, bench.stdout(agent)) == (0, "")
+def test_private_files_of_the_record_are_not_the_agents(shown: Bench) -> None:
+    grader = shown.run("cat", "/task/tests/t.py", files={TASK: {"record.json": "{}", "tests/t.py": "PRIVATE-1"}})
+    assert shown.stdout(grader) == "PRIVATE-1"
+    agent = shown.run("python3", "-c", FIND, "PRIVATE-1", "/", files={TASK: {"record.json": "{}"}})
+    assert (agent.exit_code, shown.stdout(agent)) == (0, "")
 
 
-def test_the_home_and_the_files_of_the_host_cannot_be_read(bench: Bench, tmp_path: Path) -> None:
+def test_the_home_and_the_files_of_the_host_cannot_be_read(shown: Bench, tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=Path.home()) as home:
         places = [Path(home) / "key", tmp_path / "key"]
         for place in places:
             place.write_text("PRIVATE-2")
         assert len(find_outside("PRIVATE-2", Path(home), tmp_path).splitlines()) == 2
         read = "; ".join(f"cat {place}" for place in places)
-        assert bench.stdout(bench.run("sh", "-c", f"{read}; ls {Path.home()} {tmp_path}")) == ""
-        assert bench.stdout(bench.run("python3", "-c", FIND, "PRIVATE-2", "/")) == ""
+        assert shown.stdout(shown.run("sh", "-c", f"{read}; ls {Path.home()} {tmp_path}")) == ""
+        assert shown.stdout(shown.run("python3", "-c", FIND, "PRIVATE-2", "/")) == ""
 
 
-def test_ways_round_through_proc_lead_nowhere(bench: Bench, tmp_path: Path) -> None:
+def test_ways_round_through_proc_lead_nowhere(shown: Bench, tmp_path: Path) -> None:
     secret = tmp_path / "key"
     secret.write_text("PRIVATE-3")
     payload = f"""
@@ -94,30 +97,30 @@ for pid in [name for name in os.listdir('/proc') if name.isdigit()] + ['self']:
     except OSError: pass
 """
     assert "PRIVATE-3" in outside(payload).stdout
-    assert "PRIVATE-3" not in bench.stdout(bench.python(payload))
+    assert "PRIVATE-3" not in shown.stdout(shown.python(payload))
 
 
-def test_another_trial_cannot_be_seen(bench: Bench) -> None:
+def test_another_trial_cannot_be_seen(shown: Bench) -> None:
     """Neither its folders, nor its processes, nor its inputs, while it runs."""
     victim = threading.Thread(
-        target=bench.run,
+        target=shown.run,
         args=("sh", "-c", "echo PRIVATE-4 > /work/mine; sleep 1.5"),
         kwargs={"files": {TASK: {"record.json": "PRIVATE-4"}}, "env": {"VICTIM": "PRIVATE-4"}},
     )
     victim.start()
-    scratch = bench.folder / "scratch"
+    scratch = shown.folder / "scratch"
     while "mine" not in find_outside("PRIVATE-4", scratch) and "/w" not in find_outside("PRIVATE-4", scratch):
         assert victim.is_alive()
         time.sleep(0.02)
     assert len(find_outside("PRIVATE-4", scratch).splitlines()) >= 2
-    seen = bench.run("python3", "-c", FIND, "PRIVATE-4", "/")
-    listed = bench.run("sh", "-c", "cat /proc/*/environ /proc/*/cmdline | tr '\\0' '\\n'")
+    seen = shown.run("python3", "-c", FIND, "PRIVATE-4", "/")
+    listed = shown.run("sh", "-c", "cat /proc/*/environ /proc/*/cmdline | tr '\\0' '\\n'")
     victim.join()
-    assert bench.stdout(seen) == ""
-    assert "VICTIM" not in bench.stdout(listed)
+    assert shown.stdout(seen) == ""
+    assert "VICTIM" not in shown.stdout(listed)
 
 
-def test_items_of_a_pure_operator_do_not_see_each_other(bench: Bench) -> None:
+def test_items_of_a_pure_operator_do_not_see_each_other(shown: Bench) -> None:
     source = """
 import os, mrp.sdk
 class Op(mrp.sdk.Agent):
@@ -130,15 +133,15 @@ class Op(mrp.sdk.Agent):
 """
     for number in (1, 2):
         files = {TASK: {"record.json": f'{{"id":{number}}}'}, WORK: {f"start-{number}": ""}}
-        done = bench.operator(source, files=files, pure=True)
-        assert done.exit_code == 0, bench.stderr(done)
-        assert bench.stdout(done) == f"['/task/record.json', '/work/start-{number}']\n"
+        done = shown.operator(source, files=files, pure=True)
+        assert done.exit_code == 0, shown.stderr(done)
+        assert shown.stdout(done) == f"['/task/record.json', '/work/start-{number}']\n"
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------
 
 
-def test_the_task_cannot_be_written(bench: Bench, tmp_path: Path) -> None:
+def test_the_task_cannot_be_written(shown: Bench, tmp_path: Path) -> None:
     payload = """
 import os, sys
 task = sys.argv[1]
@@ -152,12 +155,12 @@ for act in (lambda: open(task + '/record.json', 'w').write('x'), lambda: os.unli
     control = subprocess.run([sys.executable, "-c", payload, str(tmp_path)], capture_output=True, text=True, check=True)
     assert "done" in control.stdout
     files = {TASK: {"record.json": "{}"}}
-    assert "done" not in bench.stdout(bench.run("python3", "-c", payload, "/task", files=files))
-    assert bench.stdout(bench.run("cat", "/task/record.json", files=files)) == "{}"
+    assert "done" not in shown.stdout(shown.run("python3", "-c", payload, "/task", files=files))
+    assert shown.stdout(shown.run("cat", "/task/record.json", files=files)) == "{}"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may write there outside")
-def test_the_kernels_settings_cannot_be_written(bench: Bench) -> None:
+def test_the_kernels_settings_cannot_be_written(shown: Bench) -> None:
     payload = """
 import os
 for parent, folders, files in os.walk('/proc'):
@@ -171,7 +174,7 @@ for parent, folders, files in os.walk('/proc'):
             pass
 """
     assert "/proc/sys/kernel/core_pattern\n" in outside(payload).stdout
-    assert bench.stdout(bench.python(payload)) == ""
+    assert shown.stdout(shown.python(payload)) == ""
 
 
 # --- Network ----------------------------------------------------------------------------------------------------
@@ -235,14 +238,14 @@ def listener(kind: str, folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", ["tcp", "udp", "dns", "unix", "abstract"])
-def test_nothing_outside_can_be_reached(bench: Bench, kind: str, tmp_path: Path) -> None:
+def test_nothing_outside_can_be_reached(shown: Bench, kind: str, tmp_path: Path) -> None:
     with listener(kind, tmp_path) as where:
         control = subprocess.run([sys.executable, "-c", REACH, kind, where], capture_output=True, text=True, check=True)
         assert control.stdout.startswith("reached")
-        assert bench.stdout(bench.run("python3", "-c", REACH, kind, where)).startswith("not reached")
+        assert shown.stdout(shown.run("python3", "-c", REACH, kind, where)).startswith("not reached")
         if kind in ("tcp", "udp", "dns"):
-            opened = bench.run("python3", "-c", REACH, kind, where, box=bench.box(network="open"))
-            assert bench.stdout(opened).startswith("reached")
+            opened = shown.run("python3", "-c", REACH, kind, where, box=shown.box(network="open"))
+            assert shown.stdout(opened).startswith("reached")
 
 
 def test_a_sandbox_can_talk_to_itself(bench: Bench) -> None:
@@ -286,8 +289,8 @@ print(json.dumps(found))
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of the calls are those of x86_64")
-def test_system_calls_that_reach_out_are_refused(bench: Bench) -> None:
-    inside = json.loads(bench.stdout(bench.python(CALLS)))
+def test_system_calls_that_reach_out_are_refused(shown: Bench) -> None:
+    inside = json.loads(shown.stdout(shown.python(CALLS)))
     assert set(inside.values()) == {1}
     shell = subprocess.run(
         ["unshare", "-Urm", sys.executable, "-c", CALLS], capture_output=True, text=True, check=False
@@ -377,17 +380,17 @@ print('filled')
     assert done.limit == "disk"
 
 
-def test_what_is_not_a_writable_folder_has_no_room(bench: Bench) -> None:
+def test_what_is_not_a_writable_folder_has_no_room(shown: Bench) -> None:
     payload = """
 import os, sys
 for place in sys.argv[1:]:
     try: os.mkdir(place + '/x'); print('made', place)
     except OSError: pass
 """
-    done = bench.run(
+    done = shown.run(
         "python3", "-c", payload, "/", "/etc", "/dev", "/run", "/mnt", "/home", "/opt", "/usr", "/proc", "/var"
     )
-    assert bench.stdout(done) == ""
+    assert shown.stdout(done) == ""
 
 
 def test_empty_files_without_number_are_held(bench: Bench) -> None:

@@ -3,17 +3,15 @@
 import contextlib
 import json
 import os
-import shutil
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from support.sandboxes import BACKENDS, LIMITS, WALLED, Bench, make_bench, why_not
+from support.sandboxes import BACKENDS, LIMITS, SHOWN, WALLED, Bench, benches, make_bench, why_not
 
 from mrp.runtime.sandbox.protocol import Cancelled
 from mrp.runtime.sandbox.supervise import descendants
@@ -21,36 +19,40 @@ from mrp.specs.errors import InfraError
 from mrp.specs.work import OUT, SOLUTION, TASK, WORK, Process
 
 
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Callable[[str], Bench]]:
+    with benches() as get:
+        yield get
+
+
 @pytest.fixture(scope="module", params=list(BACKENDS))
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    yield from opened(request.param)
+def bench(request: pytest.FixtureRequest, opened: Callable[[str], Bench]) -> Bench:
+    return opened(request.param)
 
 
 @pytest.fixture(scope="module", params=WALLED)
-def walled(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    yield from opened(request.param)
+def walled(request: pytest.FixtureRequest, opened: Callable[[str], Bench]) -> Bench:
+    return opened(request.param)
 
 
-def opened(name: str) -> Iterator[Bench]:
-    reason = why_not(name)
-    if reason:
-        pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="mrp-contract-"))
-    made = make_bench(name, folder)
-    yield made
-    made.backend.close()
-    made.store.close()
-    shutil.rmtree(folder)
+@pytest.fixture(scope="module", params=SHOWN)
+def shown(request: pytest.FixtureRequest, opened: Callable[[str], Bench]) -> Bench:
+    return opened(request.param)
+
+
+@pytest.fixture(scope="module", params=[*SHOWN, "plain"])
+def anywhere(request: pytest.FixtureRequest, opened: Callable[[str], Bench]) -> Bench:
+    return opened(request.param)
 
 
 # --- How a process ends -----------------------------------------------------------------------------------------
 
 
-def test_a_process_gives_its_exit_code_and_both_logs(bench: Bench) -> None:
-    done = bench.run("sh", "-c", "echo out; echo err >&2; exit 3")
+def test_a_process_gives_its_exit_code_and_both_logs(anywhere: Bench) -> None:
+    done = anywhere.run("sh", "-c", "echo out; echo err >&2; exit 3")
     assert (done.exit_code, done.limit) == (3, None)
-    assert (bench.stdout(done), bench.stderr(done)) == ("out\n", "err\n")
-    assert done.isolation == bench.backend.isolation
+    assert (anywhere.stdout(done), anywhere.stderr(done)) == ("out\n", "err\n")
+    assert done.isolation == anywhere.backend.isolation
 
 
 def test_death_by_a_signal_is_128_and_its_number(bench: Bench) -> None:
@@ -63,10 +65,10 @@ def test_a_program_that_does_not_exist_is_the_tasks_failure(bench: Bench) -> Non
     assert bench.stderr(done) == "mrp: no-such-program: No such file or directory\n"
 
 
-def test_a_program_that_is_not_executable_is_the_tasks_failure(walled: Bench) -> None:
-    done = walled.run("/work/data", files={WORK: {"data": "x"}})
+def test_a_program_that_is_not_executable_is_the_tasks_failure(shown: Bench) -> None:
+    done = shown.run("/work/data", files={WORK: {"data": "x"}})
     assert done.exit_code == 126
-    assert walled.stderr(done) == "mrp: /work/data: Permission denied\n"
+    assert shown.stderr(done) == "mrp: /work/data: Permission denied\n"
 
 
 def test_standard_input_is_empty(bench: Bench) -> None:
@@ -159,41 +161,41 @@ def test_input_times_are_fixed(bench: Bench) -> None:
     assert lines == [". 946684800 755", "f 946684800 644", "d 946684800 755", "d/g 946684800 755", "946684800 444"]
 
 
-def test_the_folders_stand_where_the_contract_says(walled: Bench) -> None:
-    done = walled.run(
+def test_the_folders_stand_where_the_contract_says(shown: Bench) -> None:
+    done = shown.run(
         "sh",
         "-c",
         "pwd; cat /task/record.json a.py /solution/solve.sh; ls /out",
         files={TASK: {"record.json": "R"}, WORK: {"a.py": "A"}, SOLUTION: {"solve.sh": "S"}},
     )
-    assert walled.stdout(done) == "/work\nRAS"
+    assert shown.stdout(done) == "/work\nRAS"
 
 
 def test_the_solution_is_absent_unless_it_is_mounted(walled: Bench) -> None:
     assert walled.run("test", "-e", "/solution").exit_code == 1
 
 
-def test_inputs_and_the_system_are_read_only(walled: Bench) -> None:
+def test_inputs_and_the_system_are_read_only(shown: Bench) -> None:
     script = "for f in /task/record.json /task/new /solution/s /usr/new /new /etc/passwd /opt/x /home/x /dev/x; do "
     script += 'if (echo x > $f) 2>/dev/null; then echo "wrote $f"; fi; done; chmod 777 /task/record.json'
-    done = walled.run("sh", "-c", script, files={TASK: {"record.json": "R"}, SOLUTION: {"s": "S"}})
-    assert walled.stdout(done) == ""
-    assert "Read-only file system" in walled.stderr(done)
+    done = shown.run("sh", "-c", script, files={TASK: {"record.json": "R"}, SOLUTION: {"s": "S"}})
+    assert shown.stdout(done) == ""
+    assert "Read-only file system" in shown.stderr(done)
 
 
-def test_tmp_and_shared_memory_can_be_written_and_are_empty(walled: Bench) -> None:
-    done = walled.run(
+def test_tmp_and_shared_memory_can_be_written_and_are_empty(shown: Bench) -> None:
+    done = shown.run(
         "sh", "-c", "ls -A /tmp /var/tmp /dev/shm; echo x > /tmp/x && echo y > /dev/shm/y && cat /var/tmp/x"
     )
     assert done.exit_code == 0
-    assert "x\n" in walled.stdout(done)
+    assert "x\n" in shown.stdout(done)
 
 
-def test_a_mount_may_lie_within_a_writable_one(walled: Bench) -> None:
-    done = walled.run(
+def test_a_mount_may_lie_within_a_writable_one(shown: Bench) -> None:
+    done = shown.run(
         "sh", "-c", "cat /work/a /work/memory/note", files={WORK: {"a": "A"}, f"{WORK}/memory": {"note": "N"}}
     )
-    assert walled.stdout(done) == "AN"
+    assert shown.stdout(done) == "AN"
 
 
 def test_a_mount_point_that_is_a_symlink_is_not_followed(walled: Bench) -> None:
@@ -209,12 +211,12 @@ def test_a_mount_point_that_is_a_symlink_is_not_followed(walled: Bench) -> None:
 # --- Environment ------------------------------------------------------------------------------------------------
 
 
-def test_the_environment_is_the_declared_one_and_nothing_else(walled: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_the_declared_one_and_nothing_else(shown: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEAK", "from the machine")
-    image = walled.image(env={"A": "image", "B": "image", "C": "image"})
-    box = walled.box(image=image, env={"B": "box", "C": "box"})
-    done = walled.python("import os, json; print(json.dumps(dict(os.environ)))", box=box, env={"C": "process"})
-    found = json.loads(walled.stdout(done))
+    image = shown.image(env={"A": "image", "B": "image", "C": "image"})
+    box = shown.box(image=image, env={"B": "box", "C": "box"})
+    done = shown.python("import os, json; print(json.dumps(dict(os.environ)))", box=box, env={"C": "process"})
+    found = json.loads(shown.stdout(done))
     assert {name: value for name, value in found.items() if not name.startswith("MRP_")} == {
         "A": "image",
         "B": "box",
@@ -239,14 +241,14 @@ def test_without_walls_the_variables_name_the_folders(bench: Bench) -> None:
     assert (done.exit_code, bench.stdout(done)) == (0, "TW")
 
 
-def test_who_and_where_are_fixed(walled: Bench) -> None:
-    done = walled.run("sh", "-c", "id -u; id -g; hostname; umask; whoami; cat /proc/1/comm > /dev/null; date +%Z")
-    assert walled.stdout(done).split() == ["1000", "1000", "mrp", "0022", "mrp", "UTC"]
+def test_who_and_where_are_fixed(shown: Bench) -> None:
+    done = shown.run("sh", "-c", "id -u; id -g; hostname; umask; whoami; cat /proc/1/comm > /dev/null; date +%Z")
+    assert shown.stdout(done).split() == ["1000", "1000", "mrp", "0022", "mrp", "UTC"]
 
 
-def test_there_are_no_privileges(walled: Bench) -> None:
-    done = walled.run("grep", "-E", "^(Cap(Eff|Prm|Bnd|Amb)|NoNewPrivs|Seccomp):", "/proc/self/status")
-    rows = [line.split() for line in walled.stdout(done).splitlines()]
+def test_there_are_no_privileges(shown: Bench) -> None:
+    done = shown.run("grep", "-E", "^(Cap(Eff|Prm|Bnd|Amb)|NoNewPrivs|Seccomp):", "/proc/self/status")
+    rows = [line.split() for line in shown.stdout(done).splitlines()]
     assert {name: int(value, 16) for name, value in rows} == {
         "CapPrm:": 0,
         "CapEff:": 0,
@@ -257,12 +259,12 @@ def test_there_are_no_privileges(walled: Bench) -> None:
     }
 
 
-def test_processes_of_the_machine_are_not_seen(walled: Bench) -> None:
-    done = walled.run("sh", "-c", "ls /proc | grep -c '^[0-9]'")
-    assert int(walled.stdout(done)) <= 5
+def test_processes_of_the_machine_are_not_seen(shown: Bench) -> None:
+    done = shown.run("sh", "-c", "ls /proc | grep -c '^[0-9]'")
+    assert int(shown.stdout(done)) <= 5
 
 
-def test_python_operators_find_the_same_as_commands(walled: Bench) -> None:
+def test_python_operators_find_the_same_as_commands(shown: Bench) -> None:
     look = """
 import json, os, sys
 env = {name: value for name, value in os.environ.items() if name not in ('MRP_ENTRY', 'MRP_ROLE')}
@@ -282,12 +284,12 @@ class Op(mrp.sdk.Agent):
     files = {TASK: {"record.json": "{}"}, WORK: {"a": "b"}}
     from mrp.specs.work import OPERATOR_DIR, SDK_DIR
 
-    alone = walled.python(command, files={**files, OPERATOR_DIR: {"x": ""}, SDK_DIR: {"x": ""}})
-    expected = json.loads(walled.files(alone, OUT)["facts"])
+    alone = shown.python(command, files={**files, OPERATOR_DIR: {"x": ""}, SDK_DIR: {"x": ""}})
+    expected = json.loads(shown.files(alone, OUT)["facts"])
     for pure in (False, True):
-        done = walled.operator(operator, files=files, pure=pure)
-        assert done.exit_code == 0, walled.stderr(done)
-        found = json.loads(walled.files(done, OUT)["facts"])
+        done = shown.operator(operator, files=files, pure=pure)
+        assert done.exit_code == 0, shown.stderr(done)
+        found = json.loads(shown.files(done, OUT)["facts"])
         if pure:
             found["fds"] = expected["fds"]
         assert found == expected
@@ -402,39 +404,39 @@ class Op(mrp.sdk.Agent):
 """
 
 
-def test_an_operator_is_run_by_its_entry(bench: Bench) -> None:
-    done = bench.operator(COUNTING, files={TASK: {"record.json": '{"id":1}'}, WORK: {"a": "A"}})
-    assert done.exit_code == 0, bench.stderr(done)
-    assert bench.stdout(done) == "said 1\n"
-    assert bench.files(done) == {"a": "A", "seen": '1 {"id":1}'}
-    assert json.loads(bench.files(done, OUT)["result.json"])["metrics"] == {"seen": 1}
+def test_an_operator_is_run_by_its_entry(anywhere: Bench) -> None:
+    done = anywhere.operator(COUNTING, files={TASK: {"record.json": '{"id":1}'}, WORK: {"a": "A"}})
+    assert done.exit_code == 0, anywhere.stderr(done)
+    assert anywhere.stdout(done) == "said 1\n"
+    assert anywhere.files(done) == {"a": "A", "seen": '1 {"id":1}'}
+    assert json.loads(anywhere.files(done, OUT)["result.json"])["metrics"] == {"seen": 1}
 
 
-def test_an_operator_that_is_not_pure_starts_afresh_for_each_item(bench: Bench) -> None:
+def test_an_operator_that_is_not_pure_starts_afresh_for_each_item(anywhere: Bench) -> None:
     for _ in range(3):
-        done = bench.operator(COUNTING, files={TASK: {"record.json": "{}"}})
-        assert bench.stdout(done) == "said 1\n"
+        done = anywhere.operator(COUNTING, files={TASK: {"record.json": "{}"}})
+        assert anywhere.stdout(done) == "said 1\n"
 
 
-def test_items_of_a_pure_operator_may_share_a_process_but_no_folder(walled: Bench) -> None:
+def test_items_of_a_pure_operator_may_share_a_process_but_no_folder(shown: Bench) -> None:
     said = []
     for number in range(3):
         source = COUNTING + "# shared"
-        done = walled.operator(source, files={TASK: {"record.json": f'{{"id":{number}}}'}, WORK: {}}, pure=True)
-        count = 1 if walled.portable else number + 1
-        assert walled.files(done) == {"seen": f'{count} {{"id":{number}}}'}
-        assert set(walled.files(done, OUT)) == {"result.json"}
-        said.append(walled.stdout(done))
+        done = shown.operator(source, files={TASK: {"record.json": f'{{"id":{number}}}'}, WORK: {}}, pure=True)
+        count = 1 if shown.portable else number + 1
+        assert shown.files(done) == {"seen": f'{count} {{"id":{number}}}'}
+        assert set(shown.files(done, OUT)) == {"result.json"}
+        said.append(shown.stdout(done))
     # The Python of a portable image is started anew for each.
-    shared = not walled.portable
+    shared = not shown.portable
     assert said == (["said 1\n", "said 2\n", "said 3\n"] if shared else ["said 1\n"] * 3)
 
 
-def test_a_crash_of_a_pure_process_hits_only_its_own_item(walled: Bench) -> None:
+def test_a_crash_of_a_pure_process_hits_only_its_own_item(shown: Bench) -> None:
     source = COUNTING + "# crash"
     codes = []
     for crash in ("", '"crash":1', ""):
-        done = walled.operator(source, files={TASK: {"record.json": f"{{{crash}}}"}}, pure=True)
+        done = shown.operator(source, files={TASK: {"record.json": f"{{{crash}}}"}}, pure=True)
         codes.append(done.exit_code)
     assert codes == [0, 137, 0]
 
@@ -452,18 +454,18 @@ def test_an_operator_with_python_variables_of_its_own_is_started_afresh(walled: 
     assert walled.stdout(done) == "2\n", walled.stderr(done)
 
 
-def test_draws_of_two_items_differ_unless_they_are_seeded(walled: Bench) -> None:
+def test_draws_of_two_items_differ_unless_they_are_seeded(shown: Bench) -> None:
     source = "import uuid, mrp.sdk\nclass Op(mrp.sdk.Agent):\n    def run(self, task, ctx): print(uuid.uuid4())"
     files = {TASK: {"record.json": "{}"}}
-    assert walled.stdout(walled.operator(source, files=files)) != walled.stdout(walled.operator(source, files=files))
+    assert shown.stdout(shown.operator(source, files=files)) != shown.stdout(shown.operator(source, files=files))
 
 
-def test_an_exception_is_a_failure_with_its_traceback(bench: Bench) -> None:
+def test_an_exception_is_a_failure_with_its_traceback(anywhere: Bench) -> None:
     source = "import mrp.sdk\nclass Op(mrp.sdk.Agent):\n    def run(self, task, ctx): raise ValueError('no way')"
     for pure in (False, True):
-        done = bench.operator(source, files={TASK: {"record.json": "{}"}}, pure=pure)
+        done = anywhere.operator(source, files={TASK: {"record.json": "{}"}}, pure=pure)
         assert done.exit_code == 1
-        assert "ValueError: no way" in bench.stderr(done)
+        assert "ValueError: no way" in anywhere.stderr(done)
 
 
 # --- Images -----------------------------------------------------------------------------------------------------
@@ -492,19 +494,36 @@ def test_layers_lie_over_the_host_and_leave_room_for_operators(walled: Bench) ->
     assert walled.operator(COUNTING, files={TASK: {"record.json": "{}"}}, box=box).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "place"), [("data", "/data/in"), ("work", "/data"), ("a/b", "/a/b"), ("srv", "/data")]
+)
+def test_a_symlink_of_a_layer_where_a_folder_belongs_is_refused(
+    walled: Bench, name: str, place: str, tmp_path: Path
+) -> None:
+    """Followed, it would have folders made outside of the sandbox."""
+    from mrp.cache.store import Entry
+
+    layer = walled.store.put_tree({name: Entry("l", target=str(tmp_path))})
+    box = walled.box(image=walled.image(layers=[layer]))
+    with pytest.raises(InfraError, match=f"the image has no folder at /{name}") as error:
+        walled.run("true", box=box, outputs=(WORK, OUT, place))
+    assert not error.value.retryable
+    assert os.listdir(tmp_path) == []
+
+
 # --- Allow ------------------------------------------------------------------------------------------------------
 
 
-def test_only_allowed_programs_can_be_executed(walled: Bench) -> None:
-    box = walled.box(allow=("sh", "cat"))
-    assert walled.stdout(walled.run("sh", "-c", "echo x | cat", box=box)) == "x\n"
-    done = walled.run("python3", "-c", "print(1)", box=box)
+def test_only_allowed_programs_can_be_executed(shown: Bench) -> None:
+    box = shown.box(allow=("sh", "cat"))
+    assert shown.stdout(shown.run("sh", "-c", "echo x | cat", box=box)) == "x\n"
+    done = shown.run("python3", "-c", "print(1)", box=box)
     assert done.exit_code == 126
-    assert walled.stderr(done) == "mrp: python3: Permission denied\n"
+    assert shown.stderr(done) == "mrp: python3: Permission denied\n"
 
 
-def test_copies_scripts_and_other_ways_are_not_executed_either(walled: Bench) -> None:
-    box = walled.box(allow=("sh", "cat", "cp", "chmod"))
+def test_copies_scripts_and_other_ways_are_not_executed_either(shown: Bench) -> None:
+    box = shown.box(allow=("sh", "cat", "cp", "chmod"))
     tries = [
         "cp /usr/bin/id /work/id; /work/id",
         "cp /usr/bin/id /tmp/id; /tmp/id",
@@ -515,13 +534,13 @@ def test_copies_scripts_and_other_ways_are_not_executed_either(walled: Bench) ->
         "cp /usr/bin/id /work/id; /lib64/ld-linux-x86-64.so.2 /work/id",
     ]
     for attempt in tries:
-        done = walled.run("sh", "-c", attempt, box=box, files={TASK: {"s*": "#!/bin/sh\necho ran\n"}})
+        done = shown.run("sh", "-c", attempt, box=box, files={TASK: {"s*": "#!/bin/sh\necho ran\n"}})
         assert done.exit_code in (126, 127), attempt
-        assert walled.stdout(done) == "", attempt
-    free = walled.run(
+        assert shown.stdout(done) == "", attempt
+    free = shown.run(
         "sh", "-c", "cp /usr/bin/id /work/id; /work/id -u; /task/s", files={TASK: {"s*": "#!/bin/sh\necho ran\n"}}
     )
-    assert walled.stdout(free) == "1000\nran\n"
+    assert shown.stdout(free) == "1000\nran\n"
 
 
 def test_programs_in_memory_are_not_executed_either(walled: Bench) -> None:
@@ -534,7 +553,7 @@ def test_programs_in_memory_are_not_executed_either(walled: Bench) -> None:
     assert "uid=1000" in walled.stdout(walled.python(source))
 
 
-def test_operators_are_held_to_it(walled: Bench) -> None:
+def test_operators_are_held_to_it(shown: Bench) -> None:
     source = """
 import mrp.sdk, subprocess
 class Op(mrp.sdk.Agent):
@@ -543,9 +562,9 @@ class Op(mrp.sdk.Agent):
         subprocess.run(['id'])
 """
     for pure in (False, True):
-        done = walled.operator(source, files={TASK: {"record.json": "{}"}}, box=walled.box(allow=("cat",)), pure=pure)
-        assert walled.stdout(done) == "{}"
-        assert "PermissionError" in walled.stderr(done)
+        done = shown.operator(source, files={TASK: {"record.json": "{}"}}, box=shown.box(allow=("cat",)), pure=pure)
+        assert shown.stdout(done) == "{}"
+        assert "PermissionError" in shown.stderr(done)
 
 
 def test_an_unknown_name_in_allow_is_an_error(walled: Bench) -> None:

@@ -25,6 +25,18 @@ def test_a_lane_keeps_to_its_own_limit_and_others_go_on() -> None:
     assert [schedule.next(), schedule.next(), schedule.next()] == ["slow 1", "fast 1", None]
 
 
+def test_a_limit_above_the_slots_counts_once_there_are_more_of_them() -> None:
+    schedule: Schedule[str] = Schedule(2)
+    schedule.limit("slow", 3)
+    assert not schedule.is_limited("slow")
+    for name in "abcd":
+        schedule.add("slow", name)
+    assert schedule.next() == "a"
+    schedule.resize(6)
+    assert schedule.is_limited("slow")
+    assert [schedule.next(), schedule.next(), schedule.next()] == ["b", "c", None]
+
+
 def test_urgent_tickets_go_first() -> None:
     schedule: Schedule[str] = Schedule(2)
     schedule.add("lane", "trial")

@@ -37,21 +37,27 @@ def baked_quickstart(folder: Path) -> Place:
     return place
 
 
-def baked_humaneval(folder: Path, rows: list[dict[str, Any]]) -> Place:
-    """HumanEval over `rows`."""
+def baked_humaneval(folder: Path, rows: list[dict[str, Any]], like: Place | None = None) -> Place:
+    """HumanEval over `rows`; with the lock and a copy of the cache of `like`, another workspace with this image."""
     place = Place(folder)
     place.write({"mrp.yaml": "mrp: 1\nname: humaneval\n", "jobs/BUILD.yaml": HUMANEVAL})
     write_rows(place, rows)
-    _with_image(place)
+    if like is None:
+        _with_image(place)
+    else:
+        place.edit("jobs/BUILD.yaml", 'image: ":py"', f'image: "{IMAGE}"')
+        shutil.copytree(like.folder / "images", folder / "images")
+        shutil.copytree(like.cache, place.cache, symlinks=True)
     return place
 
 
 def copy_of(place: Place, folder: Path) -> Place:
     """The same workspace and the same cache, in another place."""
     ignore = shutil.ignore_patterns("runs", "snapshots", "owner", "mrp-out")
-    shutil.copytree(place.folder, folder, ignore=ignore)
+    shutil.copytree(place.folder, folder, ignore=ignore, symlinks=True)
     made = Place(folder)
-    shutil.copytree(place.cache, made.cache)
+    # Unpacked images in the cache hold links that lead out of it from here.
+    shutil.copytree(place.cache, made.cache, symlinks=True)
     return made
 
 

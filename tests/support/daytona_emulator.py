@@ -491,6 +491,15 @@ sys.meta_path.insert(0, Plain())
 """Lets the SDK upload to the emulator's object storage, which speaks plain http; run by Python when it starts."""
 
 
+async def _end(runner: web.AppRunner) -> None:
+    await runner.cleanup()
+    # What is left pending would be destroyed while the interpreter ends, which crashes it.
+    pending = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+
+
 @contextlib.contextmanager
 def emulated() -> Iterator[Emulator]:
     """A running emulator, whose sandboxes die with this block."""
@@ -506,7 +515,8 @@ def emulated() -> Iterator[Emulator]:
         for box in list(emulator.boxes.values()):
             if box.machine:
                 box.machine.close()
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
+        asyncio.run_coroutine_threadsafe(_end(runner), loop).result(30)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
+        loop.close()
         shutil.rmtree(folder, ignore_errors=True)

@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from support.places import MRP, Place
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -57,6 +58,13 @@ def follow(page: str, place: Place, **environment: str) -> list[str]:
         assert done.returncode == 0, f"docs/{page}.md: {step.text}\n{done.stdout}\n{done.stderr}"
         ran.append(step.text)
     return ran
+
+
+def require_packages(page: str, place: Place) -> None:
+    """Skip where the first thing that a page does, to lock packages of Debian, cannot be done."""
+    place.write({step.path: step.text for step in steps(page) if step.path is not None})
+    if place.mrp("image", "lock", "//:py").returncode:
+        pytest.skip("the packages of Debian cannot be had here")
 
 
 def _commands(text: str) -> list[str]:

@@ -84,6 +84,15 @@ class State:
         """The sandboxes that have not ended."""
         return [sandbox for sandbox in list(self.sandboxes.values()) if sandbox.running]
 
+    def empty_volumes(self) -> int:
+        """Remove every file of every volume, and the blocks that they were uploaded as; gives how many files."""
+        files = [path for volume in self.files.volumes.values() for path in volume.rglob("*") if path.is_file()]
+        for path in files:
+            path.unlink()
+        for name in [name for name in self.files.objects if name.startswith("block-")]:
+            del self.files.objects[name]
+        return len(files)
+
     # -- faults ------------------------------------------------------------------------------------------------
 
     def fail(self, rpc: str, status: Status, *, times: int = 1, retry_after: float | None = None) -> None:

@@ -1,15 +1,19 @@
 """A workspace whose image is portable: this machine's own programs as a tar layer over nothing."""
 
 import hashlib
+import io
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+from support.kinds import Targets, workspace
 from support.places import Place
 
 from mrp.cache.canonical import parse_canonical
 from mrp.cache.digest import Digest
 from mrp.cache.filestats import FileDigests
 from mrp.cache.store import Store
-from mrp.runtime.contract.image import toolchain_image
+from mrp.runtime.contract.image import PROGRAMS, toolchain_image
 from mrp.runtime.images.oci import write_layer
 
 BUILD = """\
@@ -64,3 +68,25 @@ def portable(folder: Path, names: int = 4, seconds: float = 0) -> Place:
         "solver.py": SOLVER,
     }
     return place.write(files)
+
+
+class Rooted:
+    """This machine's own programs as an archive, and a cache in which the image of it is made: for many workspaces."""
+
+    def __init__(self, folder: Path, programs: Sequence[str] = PROGRAMS) -> None:
+        with Store.open(folder / "made") as store, FileDigests.open(folder / "digests") as digests:
+            description = parse_canonical(store.get_bytes(toolchain_image(store, digests, programs)))
+            out = io.BytesIO()
+            write_layer(Digest(description["layers"][0]), store, out)
+        self.root = out.getvalue()
+        layer = {"tar": "root.tar", "sha256": hashlib.sha256(self.root).hexdigest()}
+        self.image = {"kind": "image", "base": "scratch", "layers": [layer]}
+        made = workspace(folder, {"py": self.image}, {"root.tar": self.root})
+        made.build("//:py")
+        self._cache = made.cache
+
+    def workspace(self, folder: Path, targets: Targets, files: dict[str, str | bytes]) -> Place:
+        """A workspace with the image as `:py`, and a cache of its own that has it."""
+        place = workspace(folder, {"py": self.image, **targets}, {"root.tar": self.root, **files})
+        shutil.copytree(self._cache, place.cache, symlinks=True)
+        return place

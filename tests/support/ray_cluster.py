@@ -50,9 +50,10 @@ class RayCluster:
         for _ in range(nodes - 1):
             self.add()
 
-    def add(self) -> None:
-        """Add a node."""
-        self._ask("add")
+    def add(self) -> int:
+        """Add a node; gives its number."""
+        number: int = self._ask("add")["number"]
+        return number
 
     def kill(self, node: int) -> None:
         """kill -9 of everything of a node, workers first, as when its machine loses power."""
@@ -203,11 +204,12 @@ class _Script:
         self._nodes = [self._cluster.head_node]
         return {"address": self._cluster.address}
 
-    def _add(self) -> None:
+    def _add(self) -> dict[str, int]:
         node = self._cluster.add_node(
             num_cpus=self._cpus, object_store_memory=_STORE, node_ip_address="127.0.0.1", wait=True
         )
         self._nodes.append(node)
+        return {"number": len(self._nodes) - 1}
 
     def _pid(self, node: str) -> dict[str, int]:
         return {"pid": self._nodes[int(node)].all_processes["raylet"][0].process.pid}

@@ -1,14 +1,18 @@
 """A bench to try sandboxes on: a store, an image of this machine, and each backend that can be had here."""
 
+import functools
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
+
+import pytest
 
 from mrp.cache.canonical import Json, canonical_bytes
 from mrp.cache.digest import Digest
@@ -27,16 +31,18 @@ Factory = Callable[[Store, Path], Backend]
 BACKENDS: Mapping[str, Factory] = {
     "bubblewrap": lambda store, scratch: LocalBackend(store, scratch, allowed=["bubblewrap"]),
     "launcher": lambda store, scratch: LocalBackend(store, scratch, allowed=["launcher"]),
-    "portable": lambda store, scratch: LocalBackend(store, scratch, allowed=["launcher"]),
-    "portable-bubblewrap": lambda store, scratch: LocalBackend(store, scratch, allowed=["bubblewrap"]),
     "plain": lambda store, scratch: LocalBackend(store, scratch, allowed=["plain"], require="none"),
 }
-"""Every backend that must keep the contract; `plain` has no walls and is left out where walls are what is tested.
-
-`portable` shows a portable image with a toolchain of this machine in it, the others all of the machine's own system.
-"""
+"""Every backend that must keep the contract; `plain` has no walls and is left out where walls are what is tested."""
 
 WALLED = [name for name in BACKENDS if name != "plain"]
+
+PORTABLE = "portable-"
+"""Before the name of a walled backend: its usual image is a portable one, with a toolchain of this machine in it. The
+others show all of the machine's own system."""
+
+SHOWN = [*WALLED, *(PORTABLE + name for name in WALLED)]
+"""For what the image changes: files, programs, operators. The rest is the same code whatever the image."""
 
 PROGRAMS = (
     *CONTRACT_PROGRAMS,
@@ -175,22 +181,42 @@ class Bench:
 
 
 def make_bench(name: str, folder: Path) -> Bench:
-    """A bench with the backend `name` of BACKENDS, in a folder that the caller removes."""
+    """A bench with the backend `name` of BACKENDS or SHOWN, in a folder that the caller removes."""
     store = Store.open(folder / "cache")
-    return Bench(store, BACKENDS[name](store, folder / "scratch"), folder, portable=name.startswith("portable"))
+    backend = BACKENDS[name.removeprefix(PORTABLE)](store, folder / "scratch")
+    return Bench(store, backend, folder, portable=name.startswith(PORTABLE))
 
 
+@contextmanager
+def benches() -> Iterator[Callable[[str], Bench]]:
+    """Gives benches by name, each made once; a test that asks for one that cannot be had is skipped."""
+    made: dict[str, Bench] = {}
+
+    def get(name: str) -> Bench:
+        if name not in made:
+            if reason := why_not(name):
+                pytest.skip(reason)
+            made[name] = make_bench(name, Path(tempfile.mkdtemp(prefix=f"mrp-{name}-")))
+        return made[name]
+
+    yield get
+    for bench in made.values():
+        bench.backend.close()
+        bench.store.close()
+        shutil.rmtree(bench.folder)
+
+
+@functools.cache
 def why_not(name: str) -> str | None:
     """Why a backend cannot be had on this machine; None when it can."""
     folder = Path(tempfile.mkdtemp(prefix="mrp-probe-"))
     try:
-        store = Store.open(folder / "cache")
-        backend = BACKENDS[name](store, folder / "scratch")
+        made = make_bench(name, folder)
         try:
-            assert backend.isolation
+            assert made.backend.isolation
         finally:
-            backend.close()
-            store.close()
+            made.backend.close()
+            made.store.close()
     except Exception as error:
         return f"{name}: {error}"
     finally:

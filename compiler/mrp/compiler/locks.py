@@ -9,6 +9,7 @@ from mrp.compiler.load import load_packages
 from mrp.compiler.problems import Problems
 from mrp.compiler.workspace import open_workspace
 from mrp.specs import documents
+from mrp.specs.errors import safe_relative
 
 
 def deb_locks(root: Path, config: Sequence[str] = ()) -> Mapping[str, Mapping[str, frozenset[str]]]:
@@ -27,9 +28,14 @@ def deb_locks(root: Path, config: Sequence[str] = ()) -> Mapping[str, Mapping[st
         for unit in declared.units if declared is not None else ():
             image = unit.document
             assert isinstance(image, documents.Image)
-            for layer in image.layers:
+            for number, layer in enumerate(image.layers):
                 if layer.deb is not None and layer.lock is not None:
-                    users = found.setdefault(normpath(join(unit.package, layer.lock)), {})
+                    path = normpath(join(unit.package, layer.lock))
+                    if safe_relative(path) is None or layer.lock.startswith("//"):
+                        message = f"the lock `{layer.lock}` is no file below the workspace"
+                        problems.add(unit.span("layers", number, "lock"), message, "write a path like debs.lock")
+                        continue
+                    users = found.setdefault(path, {})
                     users[label] = users.get(label, frozenset()) | frozenset(layer.deb)
     problems.raise_if_any()
     return found

@@ -37,3 +37,14 @@ class ModelUse:
         """US dollars for so many tokens."""
         price = self.spec["price"]
         return (Decimal(price["input"]) * input_tokens + Decimal(price["output"]) * output_tokens) / _MILLION
+
+    def most_usd(self) -> Decimal | None:
+        """What the calls of one action may come to; None where no limit says."""
+        return most_usd(self.spec, self.tokens, self.usd)
+
+
+def most_usd(spec: Mapping[str, Json], tokens: int | None, usd: Decimal | None) -> Decimal | None:
+    """US dollars that calls of a model may come to within these limits; None where they do not say."""
+    dearest = max(Decimal(price) for price in spec["price"].values())
+    by_tokens = dearest * tokens / _MILLION if tokens is not None else None
+    return min((most for most in (usd, by_tokens) if most is not None), default=None) if dearest else Decimal(0)

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mrp.specs.errors import BuildFailed
+from mrp.specs.suggest import did_you_mean
 
 LOCK_VERSION = 1
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*\Z")
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(?<!-)\Z")
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+:~-]*\Z")
 _PINNED = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:\[[^\]]*\])?==([A-Za-z0-9][A-Za-z0-9.!+_-]*)\Z")
 _NO_REQUIREMENT = ("--index-url", "--extra-index-url", "-i ", "--only-binary", "--require-hashes")
 _HASH = re.compile(r"--hash[= ]sha256:([0-9a-f]{64})(?=\s|\Z)")
@@ -45,7 +47,8 @@ class DebLock:
         while waiting:
             name = waiting.pop()
             if name not in known:
-                raise BuildFailed(f"the lock has no package {name}; write it anew with `mrp image lock`")
+                guess = did_you_mean(name, known)
+                raise BuildFailed(f"the lock has no package {name}; {guess or 'write it anew with `mrp image lock`'}")
             if name not in found:
                 found[name] = known[name]
                 waiting += known[name].depends
@@ -102,9 +105,7 @@ def parse_requirements(data: bytes) -> list[Requirement]:
     found: dict[str, Requirement] = {}
     for line in re.sub(r"\\\r?\n", " ", text).splitlines():
         line = re.sub(r"(?:^|\s)#.*", "", line).strip()
-        if not line or line.startswith(
-            ("--index-url", "--extra-index-url", "-i ", "--only-binary", "--require-hashes")
-        ):
+        if not line or line.startswith(_NO_REQUIREMENT):
             continue
         requirement = _requirement(line)
         name = canonical_name(requirement.name)
@@ -140,6 +141,13 @@ def _deb(package: Any) -> Deb:
     texts = (deb.name, deb.version, deb.architecture, deb.url, deb.sha256, *deb.depends)
     if not all(isinstance(text, str) for text in texts) or type(deb.size) is not int:
         raise TypeError(f"{deb.name} has a field of another type")
-    if not _PACKAGE.match(deb.name) or not _SHA256.match(deb.sha256):
+    if not is_package(deb.name) or not _SHA256.match(deb.sha256):
         raise ValueError(f"{deb.name!r} is no name of a package, or has no sha256")
+    if not _VERSION.match(deb.version) or not is_package(deb.architecture):
+        raise ValueError(f"{deb.name} has no version and architecture")
     return deb
+
+
+def is_package(name: str) -> bool:
+    """Whether a Debian package may have this name."""
+    return _PACKAGE.match(name) is not None

@@ -145,7 +145,7 @@ def _check(arguments: argparse.Namespace, screen: Screen) -> int:
                     return report.exit_code
         reports = [diff_runs(runs[0], other, order) for other in runs[1:]]
         others = [f"run {number}" for number in range(2, arguments.runs + 1)]
-        return _verdict(reports, others, "run 1", screen, proof)
+        return _verdict(reports, others, "run 1", screen, proof, plan)
 
 
 def _replay(arguments: argparse.Namespace, screen: Screen) -> int:
@@ -172,12 +172,23 @@ def _replay(arguments: argparse.Namespace, screen: Screen) -> int:
 
 
 def _verdict(
-    reports: "list[DiffReport]", names: list[str], reference: str, screen: Screen, proof: "Proof | None" = None
+    reports: "list[DiffReport]",
+    names: list[str],
+    reference: str,
+    screen: Screen,
+    proof: "Proof | None" = None,
+    plan: "Plan | None" = None,
 ) -> int:
-    """Name the culprit of the first report that differs; 0 when none does, and seeded models are proven."""
+    """Name the culprit of the first report that differs; 0 when none does, and seeded models are proven.
+
+    What the sandboxes of `plan` give a network is sampled: that it differs, with what is made of it, is said only.
+    """
     from mrp.runtime.diff import MEANING
 
-    bad = [(name, report) for name, report in zip(names, reports, strict=True) if report.first is not None]
+    differing = [(name, report) for name, report in zip(names, reports, strict=True) if report.first is not None]
+    networked = _networked(plan) if plan is not None else set()
+    sampled = [(name, report, _sampled(report, networked)) for name, report in differing]
+    bad = [(name, report) for name, report, by_network in sampled if not by_network]
     counts = proof.counts if proof is not None else {}
     unproven = [label for label, (calls, same) in counts.items() if same < calls]
     if screen.json:
@@ -185,6 +196,7 @@ def _verdict(
             {
                 "status": "failed" if bad or unproven else "ok",
                 "compared_with": reference,
+                "sampled": sorted({label for *_, by_network in sampled for label in by_network}),
                 "seeded": {label: {"calls": calls, "same": same} for label, (calls, same) in counts.items()},
                 "runs": [{"run": name, **report.to_json()} for name, report in zip(names, reports, strict=True)],
             }
@@ -192,6 +204,14 @@ def _verdict(
     for label, (calls, same) in sorted(counts.items()):
         proven = "proven" if same == calls else "declared `seeded`, and it is not"
         screen.answer(f"{label} is {proven}: {same} of {calls} calls that were made anew had the same answer")
+    for name, report, by_network in sampled:
+        if by_network:
+            screen.answer(
+                f"{reference} and {name} differ in {report.differing} of {report.same + report.differing} actions, none"
+                f" of which must be the same: {', '.join(by_network)} had a network, and so is sampled"
+            )
+    if sampled and not bad:
+        return 1 if unproven else 0
     if not bad:
         screen.answer(f"the same bytes in {reference} and {', '.join(names)}: {reports[0].same} actions")
         return 1 if unproven else 0
@@ -206,6 +226,31 @@ def _verdict(
         f"culprit: {where(label, item)} {kind}: {MEANING[first.kind]}{wall}"
     )
     return 1
+
+
+def _networked(plan: "Plan") -> set[tuple[str, bool]]:
+    """(label, whether it is of its grades) of all whose sandbox has a network."""
+    from mrp.specs.ir import MapTask, SandboxTask
+
+    open_ones = {task.label for task in plan.tasks if isinstance(task, SandboxTask) and task.network != "none"}
+    found = {(task.label, False) for task in plan.tasks if getattr(task, "sandbox", None) in open_ones}
+    for task in plan.tasks:
+        if isinstance(task, MapTask) and task.grade is not None and (task.grade.sandbox or task.sandbox) in open_ones:
+            found.add((task.label, True))
+    return found
+
+
+def _sampled(report: "DiffReport", networked: set[tuple[str, bool]]) -> list[str]:
+    """The labels whose network explains all that differs; empty when something else had a part in it."""
+    from mrp.runtime.diff import Kind
+
+    labels: dict[str, None] = {}
+    for divergence in report.divergences(Kind.BYTES) if networked else ():
+        label, _, kind = divergence.identity
+        if (label, kind == "grade") not in networked:
+            return []
+        labels[label] = None
+    return list(labels)
 
 
 def _execute_anew(

@@ -182,6 +182,13 @@ def _show_attempt(attempt: dict[str, Any], text_of: Any, store: "Store", screen:
     )
     if attempt["reason"]:
         screen.answer(f"    {attempt['reason']}")
+    if "determinism" in attempt:
+        why = (
+            "its model is declared so"
+            if attempt["determinism"] == "seeded"
+            else "a model or a network had a part in it"
+        )
+        screen.answer(f"    {attempt['determinism']}: {why}")
     if attempt.get("calls"):
         screen.answer(f"    {len(attempt['calls'])} calls of its model; `mrp log LABEL --calls` shows them")
     for stream in ("stdout", "stderr"):

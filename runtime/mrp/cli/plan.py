@@ -75,6 +75,9 @@ def _line(target: "TargetPlan") -> str:
 
 def _range(report: "PlanReport") -> str:
     least, most = report.usd
+    if report.unlimited:
+        labels = ", ".join(report.unlimited)
+        return f"at least ${_usd(least)}; give {labels} a `cost` or `limits`, since nothing bounds its calls of a model"
     if most is None:
         return f"at least ${_usd(least)}; the rest is known once its datasets are built"
     return f"${_usd(least)}" if least == most else f"${_usd(least)} to ${_usd(most)}"

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from decimal import Decimal
 from functools import cache
@@ -30,11 +30,11 @@ from mrp.runtime.ledger import Ledger
 from mrp.runtime.models.late import LateGateway, LateSettings
 from mrp.runtime.options import BuildOptions, cache_root
 from mrp.runtime.outputs import publish
-from mrp.runtime.place import check_place, place_of, refuse_unknown, start_backend
+from mrp.runtime.place import check_isolation, check_place, place_of, refuse_unknown, start_backend
 from mrp.runtime.remember import SETTINGS, Looked, clock_of, looked_at, remember, remember_patched
 from mrp.runtime.report import BuildReport, overall_status, report_groups, report_target
 from mrp.runtime.request import adapted_plan, reported_labels, selection_of
-from mrp.runtime.sandbox.protocol import Backend
+from mrp.runtime.sandbox.protocol import Backend, Cancelled
 from mrp.runtime.sandbox.provider import Owner
 from mrp.runtime.sandbox.registry import BackendSettings
 from mrp.runtime.sdk_tree import sdk_tree
@@ -339,19 +339,26 @@ class _Building:
         assert self._backend is not None, "the coordinator prepares the backend before it submits anything"
         return self._backend
 
-    def _prepare_backend(self) -> None:
-        """Start the backend, once something must run. Raises PolicyError when it isolates less than policy asks."""
+    def _prepare_backend(self) -> int:
+        """Start the backend, once something must run; gives how many actions may run at once.
+
+        Raises PolicyError when it isolates less than policy asks.
+        """
         if self._backend is not None:
-            return
+            return self._slots
+        options, policy = self._options, self._plan.policy
         with trace.span("start backend"):
+            # It is known before it has started, so that an interrupt reaches it.
             self._backend = start_backend(
-                self._options,
-                self._plan.policy.isolation,
-                self._store,
-                self._run.scratch,
-                self._run.run_id,
-                self._slots,
+                options, policy.isolation, self._store, self._run.scratch, self._run.run_id, self._slots
             )
+            # Interrupted while it starts, it gives no action a process; these end as all that are cancelled do.
+            with suppress(Cancelled):
+                check_isolation(self._backend, options, policy.isolation)
+                if options.address is not None and options.jobs is None:
+                    # A cluster that was joined has a size of its own.
+                    self._slots = min(getattr(self._backend, "slots", self._slots), policy.max_workers)
+        return self._slots
 
     def _late_settings(self) -> LateSettings:
         options = self._options

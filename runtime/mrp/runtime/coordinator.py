@@ -52,13 +52,14 @@ _STOPPED = "the build was stopped"
 class Settings:
     """How to run: demands on cache hits by label, whether to stop at the first failure, provenance of new entries.
 
-    `prepare` is called before an action is submitted, and makes ready what actions need.
+    `prepare` is called before an action is submitted: it makes ready what actions need, and gives how many may run at
+    once.
     """
 
     demand: Callable[[str], Demand]
     fail_fast: bool
     provenance: Mapping[str, str]
-    prepare: Callable[[], None]
+    prepare: Callable[[], int]
     deadline: float | None = None
 
 
@@ -87,6 +88,7 @@ class Coordinator:
         self.damaged = False
         self._store, self._inflight, self._engine = store, inflight, engine
         self._schedule: Schedule[Action] = Schedule(slots)
+        self._slots = slots
         self._money, self._settings, self._interrupt, self._emit = money, settings, interrupt, emit
         self._tasks = Tasks(plan, known, context, emit, self._schedule.limit, self._task_failed)
         self.values, self.states = self._tasks.values, self._tasks.states
@@ -219,7 +221,7 @@ class Coordinator:
             action = self._schedule.next()
             if action is None:
                 return
-            refusal = self._money.refusal(action.label, action.usd, action.tokens)
+            refusal = self._money.refusal(action.label, *_declared(action))
             if refusal is not None:
                 self.account.over_budget = refusal
                 self._free(action)
@@ -232,8 +234,15 @@ class Coordinator:
                 reason = self._reasons.pop(each.key, "")
                 self._emit(ItemStarted(each.label, each.item, each.kind.value, reason, each.key))
             if actions:
-                self._settings.prepare()
+                self._resize(self._settings.prepare())
                 self._engine.submit_many(actions, spread=not self._schedule.is_limited(action.label))
+
+    def _resize(self, slots: int) -> None:
+        """What there is room for is known when the first action is to be submitted."""
+        if slots != self._slots:
+            self._slots = slots
+            self._schedule.resize(slots)
+            self._engine.resize(slots)
 
     def _short_ones_like(self, action: Action) -> list[Action]:
         """Actions that are handed over with this one, to run after it in its slot, since all of them are short."""

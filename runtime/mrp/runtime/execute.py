@@ -174,8 +174,9 @@ class Executor:
         if action.model is None and (action.usd or action.tokens or not usage.wall_s):
             wall = usage.wall_s or Decimal(f"{time.monotonic() - started:.3f}")
             usage = Usage(wall, usage.cpu_s, usage.max_rss, action.usd, action.tokens)
-        if failures or usage is not byproducts.usage:
-            byproducts = replace(byproducts, attempt=len(failures) + 1, usage=usage)
+        determinism = _determinism(action)
+        if failures or usage is not byproducts.usage or determinism != byproducts.determinism:
+            byproducts = replace(byproducts, attempt=len(failures) + 1, usage=usage, determinism=determinism)
             attempt = Attempt(attempt.result, byproducts)
         return Executed(action, attempt.result.outcome, attempt, byproducts.reason, tuple(failures), usage)
 
@@ -245,6 +246,16 @@ def _process_of(work: object) -> Process | None:
     """The process of a ProcessWork; asked for by name, since checking a protocol takes longer than some items."""
     process = getattr(work, "process", None)
     return process if isinstance(process, Process) else None
+
+
+def _determinism(action: Action) -> str:
+    """See mrp.specs.results.Byproducts."""
+    process = _process_of(action.work)
+    if process is not None and process.box.network != "none":
+        return "sampled"
+    if action.model is not None:
+        return "seeded" if action.model.seeded else "sampled"
+    return "pure"
 
 
 def _tag(action: Action) -> str:

@@ -23,6 +23,8 @@ from mrp.specs.ir import FetchSpec
 _CHUNK = 2**20
 _ANSWER_TIMEOUT = 60
 _TRY_LATER = (408, 425, 429)
+_GONE = (404, 410)
+_RELOCK = "; mirrors drop old versions of packages: `apt-get update` and `mrp image lock` write the lock anew"
 _SUBMODULE = "160000"
 
 
@@ -104,10 +106,11 @@ def _download(spec: FetchSpec, url: str, file: Path, token: str | None) -> Path:
             left = getattr(answer, "length", None)
     except HTTPError as error:
         retryable = error.code >= 500 or error.code in _TRY_LATER
-        raise InfraError(f"{_shown(spec)} answered {error.code} {error.reason}", retryable=retryable) from None
+        hint = _RELOCK if error.code in _GONE and url.endswith(".deb") else ""
+        raise InfraError(f"{_shown(spec)} answered {error.code} {error.reason}{hint}", retryable=retryable) from None
     except (URLError, http.client.HTTPException, OSError) as error:
         reason = error.reason if isinstance(error, URLError) else error
-        raise InfraError(f"{_shown(spec)} cannot be downloaded: {reason}") from None
+        raise InfraError(f"{_shown(spec)} cannot be downloaded: {reason}; build again when it can") from None
     if left:
         raise InfraError(f"{_shown(spec)} cannot be downloaded: the answer broke off {left} bytes before its end")
     return file

@@ -113,6 +113,8 @@ class Money:
 
     def settle(self, label: str, reserved: tuple[Decimal, int], spent: tuple[Decimal, int]) -> None:
         """An action ended: what it reserved is freed, and what it spent is charged."""
+        if not any((*reserved, *spent)):
+            return
         with self._changed:
             for account in self._of(label):
                 account.reserved_usd -= reserved[0]

@@ -55,22 +55,20 @@ def check_place(plan: Plan, options: BuildOptions) -> None:
 
 
 def start_backend(options: BuildOptions, required: str, store: Store, scratch: Path, run: str, slots: int) -> Backend:
-    """The backend for a run, by its id, with room for `slots` processes.
-
-    Raises PolicyError when it isolates less than `required`, InfraError when it cannot be reached.
-    """
+    """The backend for a run, by its id, with room for `slots` processes. Raises InfraError where there is none."""
     place, state = place_of(options), state_folder(options.root)
     # Only services keep sandboxes that the next start must know again.
     owner = Owner("" if place == Place() else owner_of(state), run)
     settings = BackendSettings(store, scratch, required, owner, lambda run: runs.is_alive(state, run))
     if place.engine == "local":
-        backend = BACKENDS[place.sandbox](settings)
-    else:
-        backend = ENGINES[place.engine](EngineSettings(settings, place.sandbox, options.address, slots))
-    achieved = backend.isolation
+        return BACKENDS[place.sandbox](settings)
+    return ENGINES[place.engine](EngineSettings(settings, place.sandbox, options.address, slots))
+
+
+def check_isolation(backend: Backend, options: BuildOptions, required: str) -> None:
+    """Wait until a backend has started. Raises PolicyError when it isolates less than `required`."""
+    place, achieved = place_of(options), backend.isolation
     if ISOLATION.index(achieved) < ISOLATION.index(required):
-        backend.close()
         message = f"policy asks for isolation {required}, and the {place.backend} backend reaches only {achieved} here"
         hint = "`mrp doctor` says what is missing; or allow less with `isolation:` in the policy file"
         raise PolicyError([Diagnostic(Span("policy", 1, 1), message, hint)])
-    return backend

@@ -12,8 +12,9 @@ from itertools import chain, islice
 from mrp.cache.canonical import Json
 from mrp.cache.store import Store
 from mrp.rules.action import Action, ActionKind
+from mrp.rules.calling import most_usd
 from mrp.rules.registry import make_rule
-from mrp.rules.rule import DatasetValue, Rule, RuleContext, Value, settled_by
+from mrp.rules.rule import DatasetValue, ModelValue, Rule, RuleContext, Value, settled_by
 from mrp.runtime.decide import Demand, Hit, Run, decide
 from mrp.specs.errors import BuildFailed, InfraError
 from mrp.specs.ir import MapTask, Plan, Task, dependencies
@@ -23,13 +24,14 @@ _BATCH = 512
 
 @dataclass(frozen=True)
 class Miss:
-    """An action that must run, and why."""
+    """An action that must run, and why. `most` is what it may cost at most; None where nothing limits its calls."""
 
     item: str
     kind: str
     key: str
     reason: str
     usd: Decimal
+    most: Decimal | None
 
 
 @dataclass
@@ -71,10 +73,14 @@ class TargetPlan:
 
 @dataclass(frozen=True)
 class PlanReport:
-    """All targets in dependency order. `usd` is (least, most); most is None where it cannot be known yet."""
+    """All targets in dependency order. `usd` is (least, most); most is None where it cannot be known yet.
+
+    `unlimited` are the targets whose calls of a model neither a `cost` nor a limit bounds.
+    """
 
     targets: tuple[TargetPlan, ...]
     usd: tuple[Decimal, Decimal | None]
+    unlimited: tuple[str, ...] = ()
 
     def to_json(self) -> Json:
         shown = [target.to_json() for target in self.targets if target.known or target.until or target.refused]
@@ -120,7 +126,8 @@ def report_plan(
         if task.label not in values:
             without.add(task.label)
             target.grades = _grades(target, task)
-    return PlanReport(tuple(targets), _usd(targets))
+    unlimited = (target.label for target in targets if any(miss.most is None for miss in target.misses))
+    return PlanReport(tuple(targets), _usd(targets), tuple(unlimited))
 
 
 def _decide_all(
@@ -141,7 +148,8 @@ def _decide_all(
             see(action, isinstance(decision, Hit))
             if isinstance(decision, Run):
                 reason = "its sink is compared" if _asks_its_sink(action) else decision.reason
-                target.misses.append(Miss(action.item, action.kind.value, action.key, reason, action.usd))
+                most = action.usd if action.model is None or action.usd else action.model.most_usd()
+                target.misses.append(Miss(action.item, action.kind.value, action.key, reason, action.usd, most))
                 continue
             assert isinstance(decision, Hit)
             target.hits += 1
@@ -159,7 +167,10 @@ def _leave_unknown(target: TargetPlan, task: Task, blocked: list[str], values: M
         dataset = values.get(task.over)
         if isinstance(dataset, DatasetValue):
             target.unknown = dataset.count * task.samples
-            target.unknown_usd = target.unknown * task.cost.usd
+            model = values.get(task.model) if task.model is not None and not task.cost.usd else None
+            spec = model.task.spec if isinstance(model, ModelValue) else None
+            each = task.cost.usd if spec is None else most_usd(spec, task.tokens, task.usd)
+            target.unknown_usd = None if each is None else target.unknown * each
         else:
             target.unknown = target.unknown_usd = None
 
@@ -172,11 +183,8 @@ def _grades(target: TargetPlan, task: Task) -> int:
 
 
 def _usd(targets: list[TargetPlan]) -> tuple[Decimal, Decimal | None]:
-    least = sum((miss.usd for target in targets for miss in target.misses), Decimal(0))
-    most: Decimal | None = least
-    for target in targets:
-        if target.unknown_usd is None:
-            most = None
-        elif most is not None:
-            most += target.unknown_usd
-    return least, most
+    misses = [miss for target in targets for miss in target.misses]
+    mosts = [*(miss.most for miss in misses), *(target.unknown_usd for target in targets)]
+    known = [most for most in mosts if most is not None]
+    least = sum((miss.usd for miss in misses), Decimal(0))
+    return least, sum(known, Decimal(0)) if len(known) == len(mosts) else None

@@ -46,14 +46,18 @@ class Schedule(Generic[_T]):
         """Whether every slot is taken."""
         return self.running - self._along >= self._slots
 
+    def resize(self, slots: int) -> None:
+        """From now on at most `slots` run at once; nothing does yet, but for what `next` just gave."""
+        self._slots = slots
+
     def limit(self, lane: str, most: int | None) -> None:
         """At most `most` of this lane at once; None for no limit of its own."""
-        if most is not None and most < self._slots:
+        if most is not None:
             self._limits[lane] = most
 
     def is_limited(self, lane: str) -> bool:
         """Whether a lane may have fewer tickets running than there are slots."""
-        return lane in self._limits
+        return self._limits.get(lane, self._slots) < self._slots
 
     def add(self, lane: str, ticket: _T, *, urgent: bool = False) -> None:
         """Queue a ticket."""

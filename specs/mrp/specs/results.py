@@ -105,7 +105,8 @@ class Byproducts:
     """What is kept of an attempt beside its result; `reason` is one sentence for people.
 
     `attempt` counts from 1. `isolation` is the level that was achieved (see mrp.specs.work.ISOLATION). `calls` are the
-    keys under which the calls of a model are kept that were answered, in order.
+    keys under which the calls of a model are kept that were answered, in order. `determinism` is `pure`, or `sampled`
+    for what a model or a network had a part in, or `seeded` where the model is declared so.
     """
 
     attempt: int = 1
@@ -119,12 +120,15 @@ class Byproducts:
     isolation: str = "namespaces"
     usage: Usage = Usage()
     calls: tuple[ActionKey, ...] = ()
+    determinism: str = "pure"
 
     def to_json(self) -> Json:
         usage = self.usage
-        calls: dict[str, Json] = {"calls": list(self.calls)} if self.calls else {}
+        rare: dict[str, Json] = {"calls": list(self.calls)} if self.calls else {}
+        if self.determinism != "pure":
+            rare["determinism"] = self.determinism
         return {
-            **calls,
+            **rare,
             "attempt": self.attempt,
             "exit_code": self.exit_code,
             "reason": self.reason,

@@ -12,11 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from mrp.rules.locks import Deb, DebLock
+from mrp.rules.locks import Deb, DebLock, is_package
 from mrp.specs.errors import InfraError, UsageError
+from mrp.specs.suggest import did_you_mean
 
 _CHOSEN = re.compile(r"^Inst (\S+) \((\S+) .*\[(\S+)\]\)", re.MULTILINE)
 _URI = re.compile(r"^'([^']+)' (\S+) (\d+)", re.MULTILINE)
+_UNKNOWN = re.compile(r"Unable to locate package (\S+)")
 _ALTERNATIVE = re.compile(r"\s*([a-z0-9][a-z0-9+.-]*)(?::\S+)?")
 _NEXT = "run `apt-get update`, and see that the packages' names are right"
 
@@ -27,9 +29,15 @@ def lock_packages(names: Iterable[str]) -> DebLock:
     Raises InfraError when apt is not there or fails, UsageError for names that it does not know.
     """
     wanted = sorted(set(names))
+    for name in wanted:
+        if not is_package(name):
+            raise UsageError(f"{name!r} is no name of a Debian package; write it as `apt-cache search` shows it")
     with tempfile.TemporaryDirectory(prefix="mrp-apt-") as folder:
         apt = _Apt(Path(folder))
         chosen = _CHOSEN.findall(apt.run("apt-get", "--simulate", "install", *wanted))
+        # apt takes a name that it does not know for a pattern, or for what other packages provide.
+        if unknown := [name for name in wanted if name not in {name.partition(":")[0] for name, _, _ in chosen}]:
+            raise UsageError(f"there is no Debian package {unknown[0]}; {apt.near(unknown[0])}")
         addresses = {
             name: _public(url) for url, name, _ in _URI.findall(apt.run("apt-get", "--print-uris", "install", *wanted))
         }
@@ -128,6 +136,12 @@ class _Apt:
         if done.returncode == 0:
             return done.stdout
         said = next((line[2:].strip() for line in done.stderr.splitlines() if line.startswith("E:")), "no reason given")
-        if "Unable to locate" in said or "no installation candidate" in said:
-            raise UsageError(f"{said}; {_NEXT}")
+        if unknown := _UNKNOWN.match(said):
+            raise UsageError(f"there is no Debian package {unknown[1]}; {self.near(unknown[1])}")
+        if "no installation candidate" in said:
+            raise UsageError(f"{said}; name a package that provides it, which `apt-cache showpkg` lists")
         raise InfraError(f"{program} failed: {said}; {_NEXT}", retryable=False)
+
+    def near(self, name: str) -> str:
+        """The next step for a name that apt does not know."""
+        return did_you_mean(name, self.run("apt-cache", "pkgnames", name[0]).split()) or _NEXT

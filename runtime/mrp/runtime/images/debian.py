@@ -4,7 +4,6 @@ No script of a package is run. Instead /bin, /sbin and /lib* are links into /usr
 certificates are gathered into the one file that programs read, and /bin/sh is there when a shell is.
 """
 
-import io
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +11,15 @@ from typing import IO
 
 from mrp.cache.digest import Digest
 from mrp.cache.store import Entry, Store
-from mrp.runtime.images.members import read_members, through_links, without_empty_parents
-from mrp.specs.errors import BuildFailed, InfraError
+from mrp.runtime.images.members import (
+    BUFFER,
+    content_at_fault,
+    open_zstd,
+    read_members,
+    through_links,
+    without_empty_parents,
+)
+from mrp.specs.errors import BuildFailed
 
 MERGED = ("bin", "lib", "lib32", "lib64", "libo32", "libx32", "sbin")
 """Folders of the root that are links to those of /usr."""
@@ -39,7 +45,8 @@ def unpack_debs(files: Digest, store: Store) -> Digest:
     shell = next((shell for shell in ("dash", "bash") if f"usr/bin/{shell}" in entries), None)
     if shell is not None:
         entries.setdefault("usr/bin/sh", Entry("l", target=shell))
-    return store.put_tree(without_empty_parents(entries))
+    with content_at_fault("the packages of a layer do not fit together"):
+        return store.put_tree(without_empty_parents(entries))
 
 
 def merged_path(path: str) -> str:
@@ -73,11 +80,12 @@ class _Unpacked:
 
 
 def _members(name: str, digest: Digest, store: Store) -> Iterator[tuple[str, Entry]]:
-    try:
-        with store.open_blob(digest) as stream, _data(stream, name) as archive:
-            yield from read_members(archive, name, store)
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise BuildFailed(f"{name} is no Debian package that can be read: {error}") from error
+    with (
+        content_at_fault(f"{name} is no Debian package that can be read"),
+        store.open_blob(digest) as stream,
+        _data(stream, name) as archive,
+    ):
+        yield from read_members(archive, name, store)
 
 
 @contextmanager
@@ -91,25 +99,11 @@ def _data(stream: IO[bytes], name: str) -> Iterator[tarfile.TarFile]:
         if not member.startswith("data.tar"):
             stream.seek(size + size % 2, 1)
             continue
-        packed = io.BytesIO(stream.read(size))
-        if member == "data.tar.zst":
-            packed = io.BytesIO(_unpacked_zst(packed, name))
-        with tarfile.open(fileobj=packed, mode="r:*", format=tarfile.GNU_FORMAT) as archive:
+        packed = open_zstd(stream, name) if member == "data.tar.zst" else stream
+        with tarfile.open(fileobj=packed, mode="r|*", bufsize=BUFFER) as archive:
             yield archive
         return
     raise ValueError("it holds no data.tar")
-
-
-def _unpacked_zst(packed: IO[bytes], name: str) -> bytes:
-    try:
-        import zstandard
-    except ImportError:
-        raise InfraError(
-            f"{name} is packed with zstd; `pip install 'mrp-build[zstd]'` reads it", retryable=False
-        ) from None
-    with zstandard.ZstdDecompressor().stream_reader(packed) as reader:
-        data: bytes = reader.read()
-        return data
 
 
 def _gather_certificates(entries: dict[str, Entry], store: Store) -> None:

@@ -16,7 +16,7 @@ from mrp.cache.digest import Digest
 from mrp.cache.store import Entry, Store
 from mrp.rules.image import Layer, MakeImage
 from mrp.runtime.images.host import HOST_FOLDERS
-from mrp.runtime.images.members import read_members, through_links, without_empty_parents
+from mrp.runtime.images.members import content_at_fault, read_members, through_links, without_empty_parents
 from mrp.specs.errors import BuildFailed, InfraError
 from mrp.specs.work import OUT, SOLUTION, TASK, WORK
 
@@ -152,12 +152,13 @@ def _tar_tree(value: Json, files: Digest, store: Store) -> Digest:
     found = hasher.hexdigest()
     if found != value["sha256"]:
         raise BuildFailed(f"{name} has the sha256 {found}, not {value['sha256']}; correct one of them")
-    try:
-        with store.open_blob(entry.digest) as stream, tarfile.open(fileobj=stream, mode="r:*") as archive:
-            entries: dict[str, Entry] = {}
-            for path, member in read_members(archive, name, store):
-                if member.kind != "d" or path not in entries:
-                    entries[path] = member
-            return store.put_tree(without_empty_parents(entries))
-    except tarfile.TarError as error:
-        raise BuildFailed(f"{name} is no tar archive that can be read: {error}") from error
+    with (
+        content_at_fault(f"{name} is no tar archive that can be read"),
+        store.open_blob(entry.digest) as stream,
+        tarfile.open(fileobj=stream, mode="r:*") as archive,
+    ):
+        entries: dict[str, Entry] = {}
+        for path, member in read_members(archive, name, store):
+            if member.kind != "d" or path not in entries:
+                entries[path] = member
+        return store.put_tree(without_empty_parents(entries))

@@ -1,19 +1,62 @@
 """What the members of a tar archive are in a tree: bytes, the executable bit, folders and symbolic links."""
 
+import lzma
 import posixpath
 import stat
+import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from mrp.cache.digest import Digest
 from mrp.cache.store import Entry, Store
-from mrp.specs.errors import BuildFailed
+from mrp.runtime.archives import MAX_BYTES, MAX_FILES
+from mrp.specs.errors import BuildFailed, InfraError
+
+BUFFER = 2**20
+"""Bytes that are read at once from an archive that is read as a stream."""
 
 _IN_MEMORY = 2**20
 _MAX_HOPS = 40
+
+
+@contextmanager
+def content_at_fault(message: str) -> Iterator[None]:
+    """Raises BuildFailed with `message` and the reason for content that is damaged, or that no tree can hold."""
+    try:
+        yield
+    except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        raise BuildFailed(f"{message}: {_reason(error)}") from error
+    except OSError as error:
+        # Unpackers raise it without a number; with one it is this machine's.
+        if error.errno is not None:
+            raise
+        raise BuildFailed(f"{message}: {_reason(error)}") from error
+    except Exception as error:
+        if "zstandard" in sys.modules and isinstance(error, sys.modules["zstandard"].ZstdError):
+            raise BuildFailed(f"{message}: {_reason(error)}") from error
+        raise
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an unpacker says."""
+    return str(error).partition("\n")[0].rstrip(":-. ") or type(error).__name__
+
+
+def open_zstd(stream: IO[bytes], name: str) -> IO[bytes]:
+    """What a stream that zstd packed holds. Raises InfraError when zstandard is not installed."""
+    try:
+        import zstandard
+    except ImportError:
+        raise InfraError(
+            f"{name} is packed with zstd; `pip install 'mrp-build[zstd]'` reads it", retryable=False
+        ) from None
+    unpacked: IO[bytes] = zstandard.ZstdDecompressor().stream_reader(stream, closefd=True)
+    return unpacked
 
 
 def read_members(
@@ -21,24 +64,34 @@ def read_members(
 ) -> Iterator[tuple[str, Entry]]:
     """Each member's path, relative to /, with what it is; its bytes are put into the store.
 
-    Owners, times, other modes and extended attributes are dropped, and so are `devices` when they are allowed. Raises
-    BuildFailed for members that lead outside or that no tree can hold; `name` is what the message calls the archive.
+    A path that leads through a symbolic link of the archive is where the link leads, as when it is unpacked. Owners,
+    times, other modes and extended attributes are dropped, and so are `devices` when they are allowed. Raises
+    BuildFailed for members that lead outside or that are too large; `name` is what the message calls the archive.
     """
     files: dict[str, Entry] = {}
-    for member in archive:
+    links: dict[str, str] = {}
+    size = 0
+    for number, member in enumerate(archive):
         path = posixpath.normpath(member.name)
         path = path.lstrip("/") if devices else path
         if path in (".", ""):
             continue
         if path.startswith(("/", "../")) or path == "..":
             raise BuildFailed(f"{name} holds {member.name!r}, which leads out of it; make the archive anew")
+        size += member.size
+        if size > MAX_BYTES or number >= MAX_FILES:
+            raise BuildFailed(f"{name} holds more than {MAX_BYTES} bytes or {MAX_FILES} files; do not trust it")
+        path = through_links(path, links)
+        if not member.isdir():
+            links.pop(path, None)
         if member.isdir():
             yield path, Entry("d")
         elif member.issym():
             files[path] = Entry("l", target=member.linkname)
+            links[path] = member.linkname
             yield path, files[path]
         elif member.islnk():
-            linked = files.get(posixpath.normpath(member.linkname).lstrip("/" if devices else ""))
+            linked = files.get(through_links(posixpath.normpath(member.linkname).lstrip("/" if devices else ""), links))
             if linked is None:
                 raise BuildFailed(f"{name} links {member.name!r} to {member.linkname!r}, which does not come before it")
             files[path] = linked

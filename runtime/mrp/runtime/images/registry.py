@@ -7,6 +7,7 @@ it is asked for.
 import base64
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mrp.cache.store import Store
 from mrp.rules.image import PullImage
+from mrp.runtime.images.members import open_zstd
 from mrp.runtime.images.oci import (
     CONFIG,
     INDEX,
@@ -43,10 +45,12 @@ _HUB, _HUB_HOST, _HUB_KEY = "docker.io", "registry-1.docker.io", "https://index.
 _DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 _ACCEPT = ", ".join((MANIFEST, INDEX, _DOCKER_MANIFEST, _DOCKER_LIST))
+_READ = {"Accept": _ACCEPT, "Accept-Encoding": "identity"}
 _MAX_DOCUMENT = 16 * 2**20
 _CHUNK = 2**20
 _TIMEOUT = 60.0
 _TRY_LATER = (408, 425, 429)
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})\Z")
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _REFERENCE = re.compile(r"(?P<name>[^\s@]+?)(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?\Z")
 _LOOPBACK = re.compile(r"(localhost|127(\.[0-9]+){3}|\[::1\])(:[0-9]+)?\Z")
@@ -90,16 +94,12 @@ def pull_image(work: PullImage, store: Store) -> UnpackedImage:
         if manifest.get("manifests") is not None:
             digest = _for_platform(manifest["manifests"], work.platform, shown)
             manifest = _document(registry.manifest(digest), shown)
-        try:
-            listed = [manifest["config"], *manifest["layers"]]
-            wanted = [(str(one["digest"]), str(one.get("mediaType", ""))) for one in listed]
-        except (KeyError, TypeError) as error:
-            raise BuildFailed(f"{shown} is no image: its manifest has no {error}") from None
+        wanted = _listed(manifest, shown)
         files = [Path(folder, str(number)) for number in range(len(wanted))]
-        for file, (digest, _) in zip(files, wanted, strict=True):
-            registry.fetch(digest, file)
+        for file, blob in zip(files, wanted, strict=True):
+            registry.fetch(f"sha256:{blob.sha256}", blob.size, file)
         openers: list[Callable[[], IO[bytes]]] = [
-            partial(_open_layer, file, media) for file, (_, media) in zip(files[1:], wanted[1:], strict=True)
+            partial(_open_layer, file, blob.media) for file, blob in zip(files[1:], wanted[1:], strict=True)
         ]
         return unpack_image(files[0].read_bytes(), openers, shown, store)
 
@@ -158,28 +158,35 @@ def _document(data: bytes, shown: str) -> dict[str, Any]:
 
 def _for_platform(manifests: Any, platform: str, shown: str) -> str:
     system, _, architecture = platform.partition("/")
-    found = []
-    for entry in manifests:
-        described = entry.get("platform") or {}
-        if described.get("os") == system and described.get("architecture") == architecture:
-            found.append(str(entry["digest"]))
-    if not found:
-        raise BuildFailed(f"{shown} has no image for {platform}; take another one")
-    return found[0]
+    try:
+        for entry in manifests:
+            described = entry.get("platform") or {}
+            if described.get("os") == system and described.get("architecture") == architecture:
+                return f"sha256:{_sha256_of(entry)}"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BuildFailed(f"{shown} is no index of images that can be read: {error!r}") from None
+    raise BuildFailed(f"{shown} has no image for {platform}; take another one")
+
+
+def _listed(manifest: Mapping[str, Any], shown: str) -> list[Blob]:
+    """The configuration and the layers that a manifest names."""
+    try:
+        listed = [manifest["config"], *manifest["layers"]]
+        return [Blob(str(one.get("mediaType", "")), _sha256_of(one), int(one["size"])) for one in listed]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BuildFailed(f"{shown} is no image, its manifest cannot be read: {error!r}") from None
+
+
+def _sha256_of(descriptor: Mapping[str, Any]) -> str:
+    found = _DIGEST.match(descriptor["digest"])
+    if found is None:
+        raise ValueError(f"{descriptor['digest']!r} is no sha256")
+    return found[1]
 
 
 def _open_layer(file: Path, media: str) -> IO[bytes]:
     stream = file.open("rb")
-    if not media.endswith("zstd"):
-        return stream
-    try:
-        import zstandard
-    except ImportError:
-        raise InfraError(
-            "a layer is packed with zstd; `pip install 'mrp-build[zstd]'` reads it", retryable=False
-        ) from None
-    unpacked: IO[bytes] = zstandard.ZstdDecompressor().stream_reader(stream, closefd=True)
-    return unpacked
+    return open_zstd(stream, "a layer") if media.endswith("zstd") else stream
 
 
 # -- the protocol ------------------------------------------------------------------------------------------------
@@ -224,32 +231,45 @@ class _Registry:
 
     def manifest(self, digest: str) -> bytes:
         """A manifest by digest, checked."""
-        answer = self._ask("GET", f"manifests/{digest}", headers={"Accept": _ACCEPT})
-        data = answer.content
-        if len(data) > _MAX_DOCUMENT:
-            raise BuildFailed(f"the manifest {digest} of {self._repository} has more than {_MAX_DOCUMENT} bytes")
-        self._check(digest, hashlib.sha256(data).hexdigest())
-        return data
+        data = io.BytesIO()
+        self._fetch(f"manifests/{digest}", digest, _MAX_DOCUMENT, data)
+        return data.getvalue()
 
-    def fetch(self, digest: str, file: Path) -> None:
-        """Write a blob to a file, checked."""
+    def fetch(self, digest: str, size: int, file: Path) -> None:
+        """Write a blob of `size` bytes to a file, checked."""
+        with file.open("wb") as out:
+            self._fetch(f"blobs/{digest}", digest, size, out)
+
+    def _fetch(self, path: str, digest: str, most: int, out: IO[bytes]) -> None:
         import httpx
 
-        hasher = hashlib.sha256()
-        # A stream cannot be begun anew, so a token that is missing or too old is found before it.
-        self._ask("HEAD", f"blobs/{digest}")
+        hasher, size = hashlib.sha256(), 0
         try:
-            with (
-                self._client.stream("GET", f"blobs/{digest}", headers=self._headers({})) as answer,
-                file.open("wb") as out,
-            ):
-                self._expect(answer, f"blobs/{digest}")
+            with self._reading(path) as answer:
+                self._expect(answer, path)
                 for chunk in answer.iter_raw(_CHUNK):
+                    size += len(chunk)
+                    if size > most:
+                        raise BuildFailed(f"{self._repository} gives more than {most} bytes for {digest}")
                     hasher.update(chunk)
                     out.write(chunk)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._unreachable(error) from None
-        self._check(digest, hasher.hexdigest())
+        if digest != f"sha256:{hasher.hexdigest()}":
+            raise BuildFailed(
+                f"{self._repository} gave sha256:{hasher.hexdigest()} for {digest}; trust it no more, or ask again"
+            )
+
+    @contextmanager
+    def _reading(self, path: str) -> "Iterator[httpx.Response]":
+        """An answer whose content is still to be read, begun anew once with the authorization that is asked for."""
+        with self._client.stream("GET", path, headers=self._headers(_READ)) as answer:
+            if answer.status_code != 401:
+                yield answer
+                return
+            self._authorization = self._authorize(answer.headers.get("WWW-Authenticate", ""))
+        with self._client.stream("GET", path, headers=self._headers(_READ)) as answer:
+            yield answer
 
     def upload(self, blob: Blob, file: IO[bytes]) -> None:
         """Bring a blob there, unless it is there."""
@@ -257,7 +277,7 @@ class _Registry:
         if self._ask("HEAD", f"blobs/{digest}", missing=True).status_code == 200:
             return
         begun = self._ask("POST", "blobs/uploads/")
-        location = begun.url.join(begun.headers["Location"])
+        location = begun.url.join(begun.headers.get("Location", ""))
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(blob.size)}
 
         def content() -> Iterator[bytes]:
@@ -284,21 +304,26 @@ class _Registry:
 
         def send() -> httpx.Response:
             data = content() if callable(content) else content
-            return self._client.request(method, path, headers=self._headers(headers or {}), content=data)
+            return self._client.request(method, path, headers=self._headers(headers or {}, path), content=data)
 
         try:
             answer = send()
             if answer.status_code == 401:
                 self._authorization = self._authorize(answer.headers.get("WWW-Authenticate", ""))
                 answer = send()
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._unreachable(error) from None
         if not (missing and answer.status_code == 404):
             self._expect(answer, path)
         return answer
 
-    def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
-        return {**headers, **({"Authorization": self._authorization} if self._authorization else {})}
+    def _headers(self, headers: Mapping[str, str], path: str = "") -> dict[str, str]:
+        """With the authorization, which is for the registry's own host alone."""
+        import httpx
+
+        here, there = self._client.base_url, self._client.base_url.join(httpx.URL(path))
+        known = self._authorization is not None and (here.scheme, here.netloc) == (there.scheme, there.netloc)
+        return {**headers, **({"Authorization": str(self._authorization)} if known else {})}
 
     def _authorize(self, challenge: str) -> str:
         """The Authorization header that answers a registry's challenge."""
@@ -314,11 +339,18 @@ class _Registry:
                 f"{self._repository.host} wants to know who asks; `docker login {self._repository.host}` saves that",
                 retryable=False,
             )
+        if basic is not None and not asked["realm"].startswith("https://") and self._client.base_url.scheme == "https":
+            raise InfraError(
+                f"{self._repository.host} wants the password sent unencrypted; use another", retryable=False
+            )
         query = {"scope": self._scope, **({"service": asked["service"]} if "service" in asked else {})}
         answer = self._client.get(asked["realm"], params=query, headers={"Authorization": basic} if basic else {})
         self._expect(answer, "its tokens")
-        document = answer.json()
-        return f"Bearer {document.get('token') or document.get('access_token')}"
+        try:
+            document = answer.json()
+            return f"Bearer {document.get('token') or document['access_token']}"
+        except (ValueError, KeyError, AttributeError) as error:
+            raise InfraError(f"{self._repository.host} gives no token that can be read: {error!r}") from None
 
     def _expect(self, answer: "httpx.Response", path: str) -> None:
         if answer.is_success:
@@ -332,10 +364,6 @@ class _Registry:
 
     def _unreachable(self, error: Exception) -> InfraError:
         return InfraError(f"{self._repository} cannot be reached: {error or type(error).__name__}")
-
-    def _check(self, digest: str, sha256: str) -> None:
-        if digest != f"sha256:{sha256}":
-            raise BuildFailed(f"{self._repository} gave sha256:{sha256} for {digest}; trust it no more, or ask again")
 
 
 def _saved_login(host: str) -> Credentials | None:

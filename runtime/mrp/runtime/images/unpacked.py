@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from mrp.cache.digest import Digest
 from mrp.cache.store import Entry, Store
-from mrp.runtime.images.members import read_members, without_empty_parents
+from mrp.runtime.images.members import BUFFER, content_at_fault, read_members, without_empty_parents
 from mrp.specs.errors import BuildFailed
 
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
@@ -37,7 +37,8 @@ def unpack_image(config: bytes, layers: Sequence[OpenLayer], name: str, store: S
             below = store.read_tree(store.merge_trees(trees))
             entries = {**_kept(below, entries, removed, emptied), **entries}
             trees = []
-        trees.append(store.put_tree(without_empty_parents(entries)))
+        with content_at_fault(f"a layer of {name} is no tar archive that can be read"):
+            trees.append(store.put_tree(without_empty_parents(entries)))
     return UnpackedImage(tuple(trees), _environment(config, name))
 
 
@@ -46,18 +47,19 @@ def _read_layer(open_layer: OpenLayer, name: str, store: Store) -> tuple[dict[st
     entries: dict[str, Entry] = {}
     removed: set[str] = set()
     emptied: set[str] = set()
-    try:
-        with open_layer() as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
-            for path, entry in read_members(archive, f"a layer of {name}", store, devices=True):
-                folder, base = posixpath.split(path)
-                if base == _OPAQUE:
-                    emptied.add(folder)
-                elif base.startswith(_WHITEOUT):
-                    removed.add(posixpath.join(folder, base.removeprefix(_WHITEOUT)))
-                elif entry.kind != "d" or path not in entries:
-                    entries[path] = entry
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise BuildFailed(f"a layer of {name} is no tar archive that can be read: {error}") from error
+    with (
+        content_at_fault(f"a layer of {name} is no tar archive that can be read"),
+        open_layer() as stream,
+        tarfile.open(fileobj=stream, mode="r|*", bufsize=BUFFER) as archive,
+    ):
+        for path, entry in read_members(archive, f"a layer of {name}", store, devices=True):
+            folder, base = posixpath.split(path)
+            if base == _OPAQUE:
+                emptied.add(folder)
+            elif base.startswith(_WHITEOUT):
+                removed.add(posixpath.join(folder, base.removeprefix(_WHITEOUT)))
+            elif entry.kind != "d" or path not in entries:
+                entries[path] = entry
     return entries, removed, emptied
 
 

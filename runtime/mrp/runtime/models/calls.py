@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from mrp.cache.canonical import Json, action_key, canonical_bytes, canonical_digest, parse_canonical
-from mrp.cache.digest import ActionKey, Digest
+from mrp.cache.digest import ActionKey, Digest, digest_bytes
 from mrp.cache.errors import CacheError, MissingBlob
 from mrp.cache.store import ActionEntry, Store
-from mrp.runtime.models.protocol import Answer
+from mrp.runtime.models.protocol import Answer, request_bytes
 from mrp.specs.results import Byproducts, Outcome, Ref, Result, Usage
 from mrp.specs.work import ENGINE
 
@@ -28,7 +28,7 @@ _NOT_IN_KEY = ("model",)
 
 @dataclass(frozen=True)
 class CallKey:
-    """The key of one call with the bytes that it was made of, and the request in canonical form, which it names."""
+    """The key of one call with the bytes that it was made of, and the request itself, which it names."""
 
     key: ActionKey
     preimage: bytes
@@ -71,31 +71,26 @@ class Calls:
     proof: Proof | None = None
 
 
-def kept_request(path: str, body: Mapping[str, Json]) -> dict[str, Json]:
-    """A request as keys name it. Raises UnicodeEncodeError, TypeError and ValueError for what has no canonical form."""
+def kept_request(path: str, body: Mapping[str, Json]) -> bytes:
+    """A request as keys name it. Raises what canonical_bytes does, and RecursionError."""
     kept = {name: value for name, value in body.items() if name not in _NOT_IN_KEY}
     if not kept.get("stream"):
         kept.pop("stream", None)
-    return {"path": path, "body": kept}
+    return b'{"body":%b,"path":%b}' % (request_bytes(kept), canonical_bytes(path))
 
 
-def request_digest(request: Mapping[str, Json]) -> Digest:
-    return canonical_digest(request)
-
-
-def call_key(trial: ActionKey, model: Digest, request: Mapping[str, Json], occurrence: int) -> CallKey:
+def call_key(trial: ActionKey, model: Digest, request: bytes, occurrence: int) -> CallKey:
     """`model` is the digest of its description, sampling included; `occurrence` counts equal requests of the trial."""
-    data = canonical_bytes(request)
     preimage: dict[str, Json] = {
         "action": KIND,
         "version": CALL_VERSION,
         "trial": trial,
         "model": model,
-        "request": canonical_digest(request),
+        "request": digest_bytes(request),
         "occurrence": occurrence,
     }
     key, made_of = action_key(preimage)
-    return CallKey(key, made_of, data)
+    return CallKey(key, made_of, request)
 
 
 class Record:

@@ -15,6 +15,9 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
 _MOST_PATIENCE = 600.0
 """Seconds beyond which what a model asks to wait counts as its being gone."""
 
+_LEAST_OF_WAIT = 10
+"""A model that asks for less than this part of what would be waited anyhow is not believed."""
+
 _MINUTE = 60.0
 
 
@@ -51,7 +54,8 @@ class Lane:
 
         Raises Busy when no try did, Refused and InfraError as the model does, Stopped when the build was stopped.
         """
-        model = self._model()
+        with call.held:
+            model = self._model()
         tries = 0
         while True:
             tries += 1
@@ -65,8 +69,8 @@ class Lane:
                     raise
             wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (tries - 1))
             if after is not None:
-                # What one call was told holds for all of them.
-                self._not_before = max(self._not_before, time.monotonic() + after)
+                # What one call was told holds for all of them. Where it is 0, six tries must not be over at once.
+                self._not_before = max(self._not_before, time.monotonic() + max(after, wait / _LEAST_OF_WAIT))
             else:
                 with call.held:
                     self._rest(random.uniform(wait / 2, wait))

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
-from time import time
+from time import monotonic, time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mrp.cache.canonical import Json, canonical_bytes
-from mrp.runtime.models.protocol import Answer, Busy, Call, Refused
+from mrp.runtime.models.protocol import Answer, Busy, Call, Refused, request_bytes
 from mrp.runtime.models.registry import ModelSettings
 from mrp.specs.errors import InfraError
 
@@ -25,7 +25,13 @@ _REFUSED = (400, 413, 415, 422)
 """Statuses that say that the request itself is wrong; another one below 500 says so of the address, the key or name."""
 
 _CONNECT_SECONDS = 20.0
+_MOST_BYTES = 256 * 2**20
+"""Of one answer, unpacked: more than any model says."""
+
 _SHOWN = 300
+_BYTES_A_TOKEN = 4
+"""About so many bytes of text are a token, where the server counts none."""
+
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -74,20 +80,21 @@ class Upstream:
         streams = bool(call.body.get("stream"))
         asked_usage = _asks_usage(call.body)
         body = dict(call.body)
-        if streams:
+        if streams and isinstance(body.get("stream_options") or {}, Mapping):
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         timeout = httpx.Timeout(call.timeout, connect=_CONNECT_SECONDS)
         headers = {"Content-Type": "application/json"}
         try:
             with self._client.stream(
-                "POST", f"{self._url}/{call.path}", content=canonical_bytes(body), headers=headers, timeout=timeout
+                "POST", f"{self._url}/{call.path}", content=request_bytes(body), headers=headers, timeout=timeout
             ) as response:
+                pieces = self._pieces(response, monotonic() + call.timeout)
                 if response.status_code != 200:
-                    raise self._failure(response, response.read())
+                    raise self._failure(response, b"".join(pieces))
+                given = len(request_bytes(body)) // _BYTES_A_TOKEN
                 if streams:
-                    chunks = list(self._chunks(response))
-                    return _streamed(chunks, asked_usage)
-                return _plain(self._parsed(response.read()))
+                    return _streamed(list(self._chunks(pieces)), asked_usage, given)
+                return _plain(self._said(b"".join(pieces)), given)
         except httpx.InvalidURL as error:
             raise InfraError(f"{self._url} is no address: {error}", retryable=False) from None
         except httpx.HTTPError as error:
@@ -108,19 +115,40 @@ class Upstream:
         hint = "check its `url`, `model` and `secret`"
         return InfraError(f"{self._url} answered {status}: {said}; {hint}", retryable=False)
 
-    def _chunks(self, response: "httpx.Response") -> Iterator[Json]:
+    def _pieces(self, response: "httpx.Response", deadline: float) -> Iterator[bytes]:
+        """The body as it comes; raises Busy when it does not end."""
+        size = 0
+        for piece in response.iter_bytes():
+            size += len(piece)
+            if size > _MOST_BYTES or monotonic() > deadline:
+                raise Busy(f"{self._url}: the answer did not end; it had {size} bytes so far")
+            yield piece
+
+    def _chunks(self, pieces: Iterator[bytes]) -> Iterator[Json]:
         """The data of each event; raises Busy when the stream is cut before its end."""
-        finished = False
-        for data in _events(response.iter_lines()):
-            if data == "[DONE]":
+        begun: set[Json] = set()
+        finished: set[Json] = set()
+        for data in _events(_lines(pieces)):
+            if data == "[DONE]" and begun:
                 return
-            chunk = self._parsed(data.encode())
-            if "error" in chunk:
-                raise Busy(f"{self._url} broke off: {self._shown(json.dumps(chunk['error'], default=str))}")
-            finished = finished or any(choice.get("finish_reason") for choice in chunk.get("choices") or ())
+            chunk = self._said(data.encode())
+            for choice in _choices(chunk):
+                begun.add(choice.get("index"))
+                if choice.get("finish_reason"):
+                    finished.add(choice.get("index"))
             yield chunk
-        if not finished:
+        if not begun or begun != finished:
             raise Busy(f"{self._url}: the stream was cut")
+
+    def _said(self, data: bytes) -> dict[str, Json]:
+        """A part of an answer; raises Refused or Busy when it is an error, whatever its status was."""
+        value = self._parsed(data)
+        error = value.get("error")
+        if isinstance(error, dict) and error.get("code") in _REFUSED:
+            raise Refused(error["code"], {"error": error})
+        if error:
+            raise Busy(f"{self._url} failed: {self._shown(json.dumps(error, default=str))}")
+        return value
 
     def _parsed(self, data: bytes) -> dict[str, Json]:
         """A JSON object without what could be kept nowhere: the secret, NaN, half characters. Raises Busy."""
@@ -156,16 +184,16 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def _plain(body: dict[str, Json]) -> Answer:
+def _plain(body: dict[str, Json], guess: int) -> Answer:
     if not isinstance(body.get("choices"), list):
         raise Busy("the model answered without `choices`")
-    given, made = _tokens(body.get("usage"), [body])
+    given, made = _tokens(body.get("usage"), [body], guess)
     return Answer(body=body, input_tokens=given, output_tokens=made, facts=_facts(body))
 
 
-def _streamed(chunks: list[Json], asked_usage: bool) -> Answer:
+def _streamed(chunks: list[Json], asked_usage: bool, guess: int) -> Answer:
     usage = next((chunk["usage"] for chunk in reversed(chunks) if chunk.get("usage")), None)
-    given, made = _tokens(usage, chunks)
+    given, made = _tokens(usage, chunks, guess)
     if not asked_usage:
         chunks = [
             {name: value for name, value in chunk.items() if name != "usage"}
@@ -181,18 +209,37 @@ def _asks_usage(body: Mapping[str, Json]) -> bool:
     return isinstance(options, Mapping) and bool(options.get("include_usage"))
 
 
-def _tokens(usage: Json, answers: list[Json]) -> tuple[int, int]:
-    """As the server counted them; where it did not, each four bytes of the answer are one."""
+def _choices(chunk: Mapping[str, Json]) -> list[dict[str, Json]]:
+    choices = chunk.get("choices") or []
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        raise Busy("the model answered with `choices` that are none")
+    return choices
+
+
+def _tokens(usage: Json, answers: list[Json], guess: int) -> tuple[int, int]:
+    """As the server counted them; where it did not, `guess` and each so many bytes of the answer."""
     if isinstance(usage, Mapping):
-        given, made = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        if isinstance(given, int) and isinstance(made, int):
+        given, made = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
+        if isinstance(given, int) and isinstance(made, int) and given >= 0 and made >= 0:
             return given, made
-    return 0, sum(len(canonical_bytes(answer.get("choices"))) for answer in answers) // 4
+    return guess, sum(len(canonical_bytes(answer.get("choices"))) for answer in answers) // _BYTES_A_TOKEN
 
 
 def _facts(body: Mapping[str, Json]) -> dict[str, Json]:
     """What the server says of itself."""
     return {name: body[name] for name in ("model", "system_fingerprint") if body.get(name) is not None}
+
+
+def _lines(pieces: Iterator[bytes]) -> Iterator[str]:
+    """Lines end as server-sent events have it: with a line feed, and maybe a carriage return before it."""
+    left = bytearray()
+    for piece in pieces:
+        left += piece
+        if b"\n" in piece:
+            *whole, left = left.split(b"\n")
+            yield from (line.removesuffix(b"\r").decode("utf-8", "replace") for line in whole)
+    if left:
+        yield left.decode("utf-8", "replace")
 
 
 def _events(lines: Iterator[str]) -> Iterator[str]:

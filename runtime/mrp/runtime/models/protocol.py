@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
 
-from mrp.cache.canonical import Json
+from mrp.cache.canonical import Json, canonical_text, quoted
 
 
 class Held:
@@ -55,6 +55,22 @@ class Call:
     number: int = 0
     occurrence: int = 0
     held: Held = field(default_factory=Held, compare=False, repr=False)
+
+
+def request_bytes(body: Mapping[str, Json]) -> bytes:
+    """A body as it is sent, kept and keyed: its own members in canonical order, what is in them in the order it came.
+
+    Models are shown tools and schemas as they are written, and answer in that order. Raises as canonical_bytes does.
+    """
+    return f"{{{','.join(f'{quoted(name)}:{_as_written(body[name])}' for name in sorted(body))}}}".encode()
+
+
+def _as_written(value: Json) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{quoted(name)}:{_as_written(item)}' for name, item in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_as_written, value))}]"
+    return canonical_text(value)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ whole answer is there; until then comment lines keep the connection alive.
 """
 
 import json
+import re
 import socket
 import socketserver
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -23,10 +24,15 @@ _PREFACE = b"MRP "
 _MAX_LINE = 200
 _PREFACE_SECONDS = 20.0
 _MAX_BODY = 64 * 2**20
+_LARGE = 2**20
+_LARGE_AT_ONCE = 4
+"""So many requests of one trial may be larger than `_LARGE` at a time: they stand in the memory of the build."""
+
 _ALIVE_SECONDS = 5.0
 """Between two comment lines, for as long as a stream has nothing to give."""
 
 _POLL_SECONDS = 0.05
+_CHUNK_SIZE = re.compile(rb"[0-9a-fA-F]{1,16}")
 
 _MOST_CONNECTIONS = 512
 """Of one trial: each takes a thread of the build."""
@@ -44,6 +50,7 @@ class Door:
         self._find = find
         self._lock = threading.Lock()
         self._connections: dict[str, set[socket.socket]] = {}
+        self._turns: dict[str, threading.Semaphore] = {}
         door = self
 
         class Handler(_Handler):
@@ -77,6 +84,11 @@ class Door:
             connections.add(connection)
         return session
 
+    def turns(self, token: str) -> threading.Semaphore:
+        """What a trial's large requests go through."""
+        with self._lock:
+            return self._turns.setdefault(token, threading.Semaphore(_LARGE_AT_ONCE))
+
     def leave(self, token: str, connection: socket.socket) -> None:
         with self._lock:
             self._connections.get(token, set()).discard(connection)
@@ -85,6 +97,7 @@ class Door:
         """End the connections of a trial that is over."""
         with self._lock:
             connections = self._connections.pop(token, set())
+            self._turns.pop(token, None)
         for connection in connections:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -167,8 +180,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._decline(Declined(404, "unknown_url", f"there is no GET {path}; there is GET /v1/models"))
 
     def do_POST(self) -> None:
+        with ExitStack() as large:
+            self._post(large)
+
+    def _post(self, large: ExitStack) -> None:
         try:
-            data = self._read_body()
+            data = self._read_body(large)
             path = self.path.partition("?")[0].rstrip("/")
             if path not in _ANSWERED:
                 known = " and ".join(_ANSWERED)
@@ -232,27 +249,34 @@ class _Handler(BaseHTTPRequestHandler):
 
     # -- bodies --------------------------------------------------------------------------------------------------
 
-    def _read_body(self) -> bytes:
-        """The whole body, so that the next request on this connection begins where this one ends."""
+    def _read_body(self, large: ExitStack) -> bytes:
+        """The whole body, so that the next request on this connection begins where this one ends.
+
+        `large` gets the turn that a large one has to wait for.
+        """
         if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
-            return self._read_chunks()
+            return self._read_chunks(large)
         length = self.headers.get("Content-Length", "0")
         if not length.isdecimal() or int(length) > _MAX_BODY:
             self.close_connection = True
             raise Declined(413, "too_large", f"a request may have {_MAX_BODY} bytes")
+        if int(length) > _LARGE:
+            large.enter_context(self.door.turns(self._token))
         return self.rfile.read(int(length))
 
-    def _read_chunks(self) -> bytes:
+    def _read_chunks(self, large: ExitStack) -> bytes:
         data = bytearray()
         while True:
-            try:
-                size = int(self.rfile.readline(_MAX_LINE).partition(b";")[0], 16)
-            except ValueError:
+            word = self.rfile.readline(_MAX_LINE).partition(b";")[0].strip()
+            if not _CHUNK_SIZE.fullmatch(word):
                 self.close_connection = True
-                raise Declined(400, "invalid_request", "the body is cut short") from None
+                raise Declined(400, "invalid_request", "the body is cut short")
+            size = int(word, 16)
             if len(data) + size > _MAX_BODY:
                 self.close_connection = True
                 raise Declined(413, "too_large", f"a request may have {_MAX_BODY} bytes")
+            if len(data) <= _LARGE < len(data) + size:
+                large.enter_context(self.door.turns(self._token))
             if size == 0:
                 while self.rfile.readline(_MAX_LINE).strip():
                     pass

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from mrp.cache.canonical import Json
-from mrp.cache.digest import ActionKey, Digest
+from mrp.cache.digest import ActionKey, Digest, digest_bytes
 from mrp.cache.errors import CacheError
 from mrp.rules.action import Action, Attempt
 from mrp.rules.calling import ModelUse
-from mrp.runtime.models.calls import CallKey, Record, call_key, kept_request, request_digest
+from mrp.runtime.models.calls import CallKey, Record, call_key, kept_request
 from mrp.runtime.models.limits import Lane, Stopped
 from mrp.runtime.models.protocol import Answer, Busy, Call, Held, Refused
 from mrp.runtime.money import Money, OverBudget
@@ -89,15 +89,15 @@ class Session:
         """The answer to a request. Raises Declined, and Refused as the model does."""
         try:
             request = kept_request(path, {**self._use.sampling, **body})
-            same = request_digest(request)
-        except (UnicodeEncodeError, TypeError, ValueError) as error:
+        except (UnicodeEncodeError, TypeError, ValueError, RecursionError) as error:
             raise Declined(400, "invalid_request", f"the request has no canonical form: {error}") from None
+        same = digest_bytes(request)
         number, occurrence = self._begin(same)
         try:
             call = call_key(self._action.key, self._use.description, request, occurrence)
             answer = self._record.find(call)
             if answer is None:
-                answer = self._ask(call, request, number, occurrence)
+                answer = self._ask(call, path, body, number, occurrence)
         except BaseException as error:
             self._give_back(same, occurrence)
             if isinstance(error, Refused) or not isinstance(error, Exception):
@@ -126,22 +126,23 @@ class Session:
             self._taken[same].discard(occurrence)
             self._begun -= 1
 
-    def _ask(self, key: CallKey, request: Mapping[str, Json], number: int, occurrence: int) -> Answer:
+    def _ask(self, key: CallKey, path: str, said: Mapping[str, Json], number: int, occurrence: int) -> Answer:
         if not self._record.upstream:
             raise InfraError(
                 f"the record has no answer to call {number + 1} of the trial, and a replay asks no model; build the"
                 " target again to record it",
                 retryable=False,
             )
-        body = {**request["body"], "model": self._use.name}
+        body = {**self._use.sampling, **said, "model": self._use.name}
         if self._use.seeded and body.get("seed") is None:
             body["seed"] = int(key.key[:8], 16) >> 1
-        call = Call(request["path"], body, number=number, occurrence=occurrence, held=self._held)
+        call = Call(path, body, number=number, occurrence=occurrence, held=self._held)
         expected_input, expected_output = _expected(key, body)
         # No text has more tokens than bytes, but for what a chat template adds.
         most_input = len(key.request) + _TRANSPORT
         most = (self._use.price(most_input, expected_output), most_input + expected_output)
-        refusal = self._money.reserve_call(self._action.label, *most)
+        with self._held:
+            refusal = self._money.reserve_call(self._action.label, *most)
         if refusal is not None:
             raise OverBudget(refusal)
         usd, tokens = Decimal(0), 0
@@ -228,8 +229,11 @@ def _expected(key: CallKey, body: Mapping[str, Json]) -> tuple[int, int]:
     """About how many tokens a request has, and the most that its answers may have."""
     stated = body.get("max_completion_tokens") or body.get("max_tokens")
     most = stated if isinstance(stated, int) and stated > 0 else _UNSTATED_OUTPUT
-    choices = body.get("n")
-    return len(key.request) // _BYTES_A_TOKEN + 1, most * (choices if isinstance(choices, int) and choices > 0 else 1)
+    choices, prompts = body.get("n"), body.get("prompt")
+    most *= choices if isinstance(choices, int) and choices > 0 else 1
+    if isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list):
+        most *= len(prompts)
+    return len(key.request) // _BYTES_A_TOKEN + 1, most
 
 
 def error_json(declined: Declined | Refused) -> Json:

@@ -22,7 +22,13 @@ _HEAD_SECONDS = 30.0
 _CONNECT_SECONDS = 15.0
 _ENTRY = re.compile(r"(\*\.)?[a-z0-9-]+(\.[a-z0-9-]+)*\Z")
 _HOST = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*\Z")
+_UNCLEAR = re.compile(rb"[\r\n\0]|\A[ \t]|\A[^:]*[ \t]:")
+"""In a line of a head: a break that not everybody takes for one, what may belong to the line before, `Host :`."""
+
 _ABSOLUTE = re.compile(r"http://([^/?#@]+)(/[^ ]*)?\Z", re.IGNORECASE)
+
+_TRANSLATED = tuple(ipaddress.IPv6Network(net) for net in ("64:ff9b::/96", "::/96"))
+"""Networks of version 6 whose addresses end in one of version 4."""
 
 
 def proxy_env(port: int) -> dict[str, str]:
@@ -111,6 +117,8 @@ def _read_head(connection: socket.socket, until: Until) -> tuple[bytes, bytes]:
 def _parse(head: bytes) -> tuple[str, int, bytes]:
     """Host and port that a request is for, and the request to send there; b"" for CONNECT."""
     first, *lines = head.split(b"\r\n")
+    if any(_UNCLEAR.search(line) for line in (first, *lines)):
+        raise _Refused("400 Bad Request", "the request holds a line that servers do not read alike")
     words = first.decode("latin-1").split(" ")
     if len(words) != 3:
         raise _Refused("400 Bad Request", "this is no HTTP request")
@@ -145,7 +153,7 @@ def _connect(host: str, port: int, allowed: Allowed) -> socket.socket:
     except (OSError, UnicodeError) as error:
         raise _Refused("502 Bad Gateway", f"{host} could not be looked up: {error}") from error
     literal = _is_address(host) and allowed.names(host, port)
-    public = [place for place in found if literal or _is_public(str(place[4][0]))]
+    public = [place for place in found if literal or is_public(str(place[4][0]))]
     if not public:
         raise _Refused("403 Forbidden", f"{host} has no public address; to allow a private one, name it itself")
     failed: OSError | None = None
@@ -169,10 +177,16 @@ def _is_address(host: str) -> bool:
     return False
 
 
-def _is_public(address: str) -> bool:
+def is_public(address: str) -> bool:
+    """Whether an address, as getaddrinfo gives it, is one of the whole world and of one machine."""
     found = ipaddress.ip_address(address.partition("%")[0])
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    found = mapped or found
+    if isinstance(found, ipaddress.IPv6Address):
+        # An address of version 4 within one of version 6, which the network may turn into it.
+        low = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+        inner = found.ipv4_mapped or found.sixtofour or (low if any(found in net for net in _TRANSLATED) else None)
+        if inner is not None and not inner.is_global:
+            return False
+        found = found.ipv4_mapped or found
     return found.is_global and not found.is_multicast
 
 

@@ -5,6 +5,7 @@ Python compiles it once, in a sandbox, for all later ones.
 """
 
 import dataclasses
+from decimal import Decimal
 
 from mrp.cache.digest import Digest
 from mrp.runtime.sandbox.layout import ImageView
@@ -13,6 +14,9 @@ from mrp.runtime.sandbox.sdk_loading import PRELOADED
 from mrp.specs.work import OPERATOR_DIR, OUT, SDK_DIR, Box, Mount, Process
 
 _PLACE = "/opt/mrp/bytecode"
+
+_SECONDS = Decimal(60)
+"""A Python of an image that takes longer goes without: others wait for it."""
 
 _COMPILE = """
 import importlib, sys
@@ -35,6 +39,7 @@ def compiling(python: str, image: Digest, sdk: Digest) -> Process:
         argv=(python, "-X", f"pycache_prefix={OUT}", "-c", source),
         mounts=(Mount(SDK_DIR, sdk),),
         outputs=(OUT,),
+        timeout=_SECONDS,
     )
 
 

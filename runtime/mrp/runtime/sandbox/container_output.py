@@ -19,12 +19,16 @@ from typing import Any, BinaryIO
 
 from mrp.runtime.sandbox.cgroups import Counters, Group
 from mrp.runtime.sandbox.provider import KEPT_LOG, Exit
+from mrp.specs.errors import InfraError
 
 STDOUT, STDERR = 1, 2
 """The numbers of the outputs in Docker's stream."""
 
 _CHUNK = 1 << 16
 _GRACE = 1.0
+_DEAD_SECONDS = 60.0
+"""After the time limit; the outputs of a container that was killed end long before."""
+
 _FIRST_TICK, _LONGEST_TICK = 0.005, 0.2
 _CGROUPS = "/sys/fs/cgroup"
 
@@ -54,7 +58,8 @@ def follow(
 ) -> Seen:
     """Write the outputs of a container to files in `logs` until they end; takes over `counters`.
 
-    After `timeout` seconds `end` gets True (ask it to end), and a second later False (kill it).
+    After `timeout` seconds `end` gets True (ask it to end), and a second later False (kill it). Raises InfraError when
+    they do not end even then.
     """
     seen = Seen(logs / "stdout", logs / "stderr")
     with ExitStack() as stack:
@@ -127,10 +132,13 @@ def _output(
     if counters is not None and counters.pids >= 0:
         poll.register(counters.pids, select.POLLPRI)
     tick = _FIRST_TICK
+    latest = deadline + _DEAD_SECONDS
     while True:
         seen.count(counters)
         left = deadline - time.monotonic()
         if left <= 0:
+            if time.monotonic() > latest:
+                raise InfraError("the outputs of a container that was killed do not end")
             deadline = time.monotonic() + _GRACE
             ask, seen.over_time = not seen.over_time, True
             end(ask)

@@ -1,8 +1,9 @@
 """The Daytona provider: sandboxes of that service, through its own SDK.
 
-Commands run through a program that is put into each sandbox (mrp.runtime.sandbox.daytona_guest, which says why); the
-service's own calls only start it, ask it, and move files. Nothing of a command's environment is in any of the calls
-that the service keeps: specifications travel as files into a folder that only root may read.
+Daytona's own means of running commands give one merged string, kill only the first process at their time limit, and
+hang together with one HTTP connection. So commands run through a program that is put into each sandbox
+(mrp.runtime.sandbox.guest); the service's calls only start it, ask it, and move files. Nothing of a command's
+environment is in any of the calls that the service keeps: jobs travel as files into a folder that only root may read.
 """
 
 import base64
@@ -20,20 +21,22 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from mrp.cache.canonical import Json
 from mrp.cache.store import Store
 from mrp.runtime.images.portable import PortableImage
+from mrp.runtime.sandbox import guest
 from mrp.runtime.sandbox.daytona_failures import failure, pause
-from mrp.runtime.sandbox.daytona_guest import HOME, MARK
 from mrp.runtime.sandbox.daytona_stream import DaytonaStream
 from mrp.runtime.sandbox.daytona_upload import ROOT, NotMade, make_snapshot
+from mrp.runtime.sandbox.guest import MARK
+from mrp.runtime.sandbox.guest_commands import ERR, OUT
 from mrp.runtime.sandbox.provider import KEPT_LOG, Exit, Order, Owned, Stream
 from mrp.specs.errors import InfraError
 from mrp.specs.ir import Limits
 
 Result = TypeVar("Result")
 
-_GUEST = f"{HOME}/guest.py"
+_HOME = "/.mrp"
+_GUEST = f"{_HOME}/guest.py"
 _PYTHON = f"python3 -I -S -B {_GUEST}"
 _SOURCE = "snapshot:///"
 _WORKSPACE, _RUN, _EXPIRES, _ORDER = "mrp-workspace", "mrp-run", "mrp-expires", "mrp-order"
@@ -48,6 +51,7 @@ _CREATE_SECONDS = 300
 _BUILD_SECONDS = 1800
 _LATE_SECONDS = 60
 _ATTEMPTS = 5
+_DEEPEST = 302
 _GIB = 2**30
 
 
@@ -220,7 +224,7 @@ class DaytonaProvider:
             with tempfile.TemporaryFile(prefix="mrp-daytona-") as file:
                 write_layer(layer, self._store, file)
                 file.seek(0)
-                sandbox.put(file)
+                sandbox.put_layer(file)
 
     def _forget(self, mark: str) -> str:
         """Remove what an order that failed may have made, and give the reason that the service has for its failure.
@@ -288,60 +292,70 @@ class DaytonaSandbox:
         self.id: str = box.id
         self._provider, self._box, self._order = provider, box, order
         self._gone = threading.Event()
-        self._streams: list[DaytonaStream] = []
+        self._fresh = [*order.writable, *order.given]
 
     def install(self) -> None:
         """Put the guest's program into it, and make its folder root's own before anything secret comes there."""
-        program = Path(__file__).with_name("daytona_guest.py").read_bytes()
-        self._upload({_GUEST: program})
-        self._guest("hello")
+        self._upload(_GUEST, guest.program().encode())
+        if not self._guest("hello")["reaper"]:
+            raise InfraError(
+                "the daytona backend cannot tell processes apart in this image; its python3 needs the module ctypes",
+                retryable=False,
+            )
 
     def put(self, archive: BinaryIO) -> None:
-        place = f"{HOME}/{uuid.uuid4().hex}.tar"
-        start = archive.tell()
+        fresh, self._fresh = self._fresh, []
+        self._do({"do": "unpack", "fresh": fresh}, _BUILD_SECONDS, archive)
 
-        def upload(_: Any) -> None:
-            archive.seek(start)
-            self._box.fs.upload_file_stream(archive, place, timeout=_BUILD_SECONDS)
-
-        self._call("upload an archive", upload)
-        self._guest("unpack", place, seconds=_BUILD_SECONDS, attempts=1)
+    def put_layer(self, archive: BinaryIO) -> None:
+        """Lay what an archive holds over the image."""
+        self._do({"do": "unpack", "fresh": []}, _BUILD_SECONDS, archive)
 
     def get(self, path: str, out: BinaryIO, most: int) -> bool:
-        return self._fetch(path, [path], out, most)
+        return self._pack([path], path, out, most)
 
     def get_many(self, paths: Sequence[str], out: BinaryIO, most: int) -> bool:
-        return self._fetch("/", paths, out, most)
+        return self._pack(paths, "/", out, most)
 
     def exec(
         self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str, timeout: float, logs: Path, root: bool = False
     ) -> Exit:
-        folder = f"{HOME}/{uuid.uuid4().hex}"
-        self._upload({f"{folder}/spec.json": json.dumps(self._spec(argv, env, cwd, timeout, root)).encode()})
-        late = time.monotonic() + timeout + _LATE_SECONDS
-        touched = time.monotonic()
-        answer = self._guest("run", folder, str(_WAIT_SECONDS))
-        while answer.get("running"):
-            if time.monotonic() > late:
-                raise InfraError(f"the sandbox {self.id} at Daytona does not end what it runs; it is given up")
-            if time.monotonic() > touched + _TOUCH_SECONDS:
-                self._call("keep a sandbox", lambda _: self._box.refresh_activity(_CALL_SECONDS))
-                touched = time.monotonic()
-            answer = self._guest("wait", folder, str(_WAIT_SECONDS))
-        if "failed" in answer:
-            raise InfraError(f"a command in the sandbox {self.id} at Daytona got lost: {answer['failed']}")
-        if any(stream.cut for stream in self._streams):
-            # What the command made of that says nothing of the command.
-            raise InfraError(f"a stream into the sandbox {self.id} at Daytona was cut while a command ran")
-        return self._exit(answer, folder, logs)
+        uid, gid = (int(part) for part in self._order.user.split(":"))
+        limits = self._order.limits
+        job = {
+            "do": "run",
+            "argv": list(argv),
+            "env": dict(env),
+            "cwd": cwd,
+            "timeout": timeout,
+            "root": root,
+            "uid": uid,
+            "gid": gid,
+            "memory": limits.memory,
+            "pids": limits.pids,
+            "file_bytes": self._order.file_bytes,
+            "log_bytes": KEPT_LOG,
+        }
+        told, folder = self._do(job, timeout + _LATE_SECONDS)
+        stdout, stderr = logs / "stdout", logs / "stderr"
+        for kind, path in ((OUT, stdout), (ERR, stderr)):
+            with path.open("wb") as out:
+                self._take(told, folder, kind, out)
+        return Exit(
+            told["code"],
+            told["limit"],
+            stdout,
+            stderr,
+            cpu_s=_decimal(told["cpu"]),
+            max_rss=told["rss"],
+            wall_s=_decimal(told["wall"]),
+            exec_error=told["exec_error"],
+        )
 
     def stream(self, argv: Sequence[str], *, env: Mapping[str, str]) -> Stream:
-        folder = f"{HOME}/{uuid.uuid4().hex}"
-        spec = {"argv": list(argv), "env": {**self._order.env, **env}}
-        self._upload({f"{folder}/spec.json": json.dumps(spec).encode()})
-        stream = self._call("open a terminal", lambda _: DaytonaStream(self._box, f"{_PYTHON} stream {folder}"))
-        self._streams.append(stream)
-        return stream
+        folder = _new_folder()
+        self._upload(f"{folder}/job.json", json.dumps({"argv": list(argv), "env": dict(env)}).encode())
+        return self._call("open a terminal", lambda _: DaytonaStream(self._box, f"{_PYTHON} stream {folder}"))
 
     def snapshot(self) -> str:
         name = f"mrp-kept-{uuid.uuid4().hex}"
@@ -355,57 +369,45 @@ class DaytonaSandbox:
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    def _fetch(self, root: str, folders: Sequence[str], out: BinaryIO, most: int) -> bool:
-        place = f"{HOME}/{uuid.uuid4().hex}.tar"
-        if not self._guest("pack", place, str(most), root, *folders, seconds=_BUILD_SECONDS)["ok"]:
-            return False
-        self._download(place, out)
-        return True
+    def _pack(self, paths: Sequence[str], base: str, out: BinaryIO, most: int) -> bool:
+        job = {"do": "pack", "paths": list(paths), "base": base, "most": most, "deep": _DEEPEST}
+        told, folder = self._do(job, _BUILD_SECONDS)
+        if told["whole"]:
+            self._take(told, folder, OUT, out)
+        return bool(told["whole"])
 
-    def _spec(self, argv: Sequence[str], env: Mapping[str, str], cwd: str, timeout: float, root: bool) -> Json:
-        uid, _, gid = self._order.user.partition(":")
-        limits = self._order.limits
-        return {
-            "argv": list(argv),
-            "env": {**self._order.env, **env},
-            "cwd": cwd,
-            "timeout": timeout,
-            "root": root,
-            "uid": int(uid),
-            "gid": int(gid or uid),
-            "hostname": "mrp",
-            "memory": None if root else limits.memory,
-            "pids": limits.pids,
-            "file_bytes": None if root else self._order.file_bytes or None,
-            "log_bytes": KEPT_LOG,
-        }
+    def _do(
+        self, job: Mapping[str, Any], seconds: float, archive: BinaryIO | None = None
+    ) -> tuple[Mapping[str, Any], str]:
+        """Have the guest do a job to its end, once; gives what it told, and the folder with what it sent."""
+        folder = _new_folder()
+        if archive is not None:
+            self._upload_stream(archive, f"{folder}/in")
+        self._upload(f"{folder}/job.json", json.dumps(job).encode())
+        late = time.monotonic() + seconds
+        touched = time.monotonic()
+        while (told := self._guest(folder, str(_WAIT_SECONDS))).get("running"):
+            if time.monotonic() > late:
+                raise InfraError(f"the sandbox {self.id} at Daytona does not end what it runs; it is given up")
+            if time.monotonic() > touched + _TOUCH_SECONDS:
+                self._call("keep a sandbox", lambda _: self._box.refresh_activity(_CALL_SECONDS))
+                touched = time.monotonic()
+        if "error" in told:
+            raise InfraError(f"the sandbox {self.id} at Daytona could not {job['do']}: {told['error']}")
+        return told, folder
 
-    def _exit(self, answer: Mapping[str, Any], folder: str, logs: Path) -> Exit:
-        for name in ("stdout", "stderr"):
-            with open(logs / name, "wb") as file:
-                if name in answer:
-                    file.write(base64.b64decode(answer[name]))
-                else:
-                    self._download(f"{folder}/{name}", file)
-        return Exit(
-            exit_code=None if answer["limit"] else answer["exit_code"],
-            limit=answer["limit"],
-            stdout=logs / "stdout",
-            stderr=logs / "stderr",
-            cpu_s=Decimal(str(answer["cpu_s"])),
-            max_rss=answer["max_rss"],
-            wall_s=Decimal(str(answer["wall_s"])),
-            exec_error=answer["exec_error"],
-        )
+    def _take(self, told: Mapping[str, Any], folder: str, kind: int, out: BinaryIO) -> None:
+        """What a job sent: what it told has it when it is small."""
+        if str(kind) in told:
+            out.write(base64.b64decode(told[str(kind)]))
+        else:
+            self._download(f"{folder}/{kind}", out)
 
-    def _guest(self, *words: str, seconds: int = _WAIT_SECONDS, attempts: int = _ATTEMPTS) -> dict[str, Any]:
+    def _guest(self, *words: str) -> dict[str, Any]:
         """Run the guest's program with these words; gives what it says."""
         command = f"{_PYTHON} {shlex.join(words)}"
-        done = self._call(
-            f"run `{words[0]}`",
-            lambda _: self._box.process.exec(command, timeout=seconds + _CALL_SECONDS),
-            attempts=attempts,
-        )
+        timeout = _WAIT_SECONDS + _CALL_SECONDS
+        done = self._call("run a command", lambda _: self._box.process.exec(command, timeout=timeout))
         for line in reversed((done.result or "").splitlines()):
             if done.exit_code == 0 and line.startswith(MARK):
                 said: dict[str, Any] = json.loads(line[len(MARK) :])
@@ -417,13 +419,19 @@ class DaytonaSandbox:
                 retryable=False,
             )
         last = (done.result or "").strip().rpartition("\n")[2][:200]
-        raise InfraError(f"the sandbox {self.id} at Daytona failed in `{words[0]}` with {done.exit_code}: {last}")
+        raise InfraError(f"the sandbox {self.id} at Daytona failed in `{command}` with {done.exit_code}: {last}")
 
-    def _upload(self, files: Mapping[str, bytes]) -> None:
-        from daytona import FileUpload
+    def _upload(self, path: str, data: bytes) -> None:
+        self._call("upload a file", lambda _: self._box.fs.upload_file(data, path, timeout=_CALL_SECONDS))
 
-        sent = [FileUpload(source=data, destination=path) for path, data in files.items()]
-        self._call("upload files", lambda _: self._box.fs.upload_files(sent, timeout=_CALL_SECONDS))
+    def _upload_stream(self, archive: BinaryIO, path: str) -> None:
+        start = archive.tell()
+
+        def upload(_: Any) -> None:
+            archive.seek(start)
+            self._box.fs.upload_file_stream(archive, path, timeout=_BUILD_SECONDS)
+
+        self._call("upload an archive", upload)
 
     def _download(self, path: str, out: BinaryIO) -> None:
         start = out.tell()
@@ -439,6 +447,14 @@ class DaytonaSandbox:
     def _call(self, what: str, call: Callable[[Any], Result], *, attempts: int = _ATTEMPTS) -> Result:
         where = f"{what} in the sandbox {self.id}"
         return self._provider._call(where, call, attempts=attempts, wanted=lambda: not self._gone.is_set())
+
+
+def _new_folder() -> str:
+    return f"{_HOME}/{uuid.uuid4().hex}"
+
+
+def _decimal(seconds: float) -> Decimal:
+    return Decimal(str(round(seconds, 6)))
 
 
 def _resources(limits: Limits) -> dict[str, int]:

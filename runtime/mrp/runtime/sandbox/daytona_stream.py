@@ -11,7 +11,7 @@ import uuid
 from contextlib import suppress
 from typing import Any
 
-from mrp.runtime.sandbox.daytona_guest import MARK
+from mrp.runtime.sandbox.guest import MARK
 from mrp.specs.errors import InfraError
 
 _START_SECONDS = 60.0
@@ -26,7 +26,6 @@ class DaytonaStream:
         self._writing = threading.Lock()
         self._closed = threading.Event()
         self._ended = False
-        self._cut = False
         threading.Thread(target=self._listen, daemon=True).start()
         try:
             self._handle.send_input(f"exec {command}\n")
@@ -35,11 +34,6 @@ class DaytonaStream:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def cut(self) -> bool:
-        """Whether the service ended it, and neither its command nor `close` did."""
-        return self._cut
 
     def read(self) -> bytes:
         while not self._ended:
@@ -73,10 +67,9 @@ class DaytonaStream:
             for data in self._handle:
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
+                    # The first mark says that the command began, the second that it ended.
                     marks += line.startswith(MARK.encode())
                     self._lines.put(line.strip() if marks < 2 else None)
-        # The first mark says that the command began, the second that it ended.
-        self._cut = marks < 2 and not self._closed.is_set()
         self._lines.put(None)
 
     def _next(self, seconds: float) -> bytes:

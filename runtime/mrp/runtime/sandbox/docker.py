@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,9 +24,10 @@ from mrp.runtime.sandbox.provider import Exit, Order, Owned, Stream
 from mrp.specs.errors import InfraError
 
 _WORKSPACE, _RUN, _EXPIRES, _SANDBOX = "mrp.workspace", "mrp.run", "mrp.expires", "mrp.sandbox"
-_TIMEOUT = 120
+_TIMEOUT, _BRIEF = 120, 2
 _POOL = 64
 _END_SECONDS = 10
+_ASK_SECONDS, _ASK_PAUSE = 0.5, 0.01
 _CHUNK = 1 << 16
 _OPEN_FILES = 4096
 _KEPT = "/.mrp"
@@ -170,11 +171,23 @@ class DockerProvider:
                     raise InfraError(
                         "the docker backend needs the Docker SDK; run pip install 'mrp-build[docker]'", retryable=False
                     ) from error
-                settings = docker.utils.kwargs_from_env()
-                client = docker.APIClient(version="auto", timeout=_TIMEOUT, max_pool_size=_POOL, **settings)
+                client = docker.APIClient(version="auto", timeout=_TIMEOUT, max_pool_size=_POOL, **_settings())
                 self._cores = Decimal(client.info()["NCPU"])
                 self._client = client
             return self._client
+
+    def brief_client(self) -> Any:
+        """One of the caller's own, which waits for no answer longer than _BRIEF seconds."""
+        import docker
+
+        return docker.APIClient(version=self.client().api_version, timeout=_BRIEF, **_settings())
+
+
+def _settings() -> dict[str, Any]:
+    import docker
+
+    settings: dict[str, Any] = docker.utils.kwargs_from_env()
+    return settings
 
 
 class DockerSandbox:
@@ -346,14 +359,17 @@ class DockerSandbox:
                 self._provider.client().kill(name, signal="SIGTERM" if ask else "SIGKILL")
 
     def _ask_all(self, name: str, user: str) -> bool:
-        """Send SIGTERM to all processes, where the image has a shell; Docker itself reaches only the first."""
-        import docker
+        """Send SIGTERM to all processes, where the image has a shell; Docker itself reaches only the first.
 
-        client = self._provider.client()
-        with suppress(docker.errors.APIError):
-            asked = client.exec_create(name, ["/bin/sh", "-c", "kill -TERM -1"], user=user)["Id"]
-            client.exec_start(asked)
-            return bool(client.exec_inspect(asked)["ExitCode"] == 0)
+        The shell is the image's, and the process may stop it, even before it has begun: nobody waits for it long.
+        """
+        with suppress(InfraError), _service("asked to end a process"), closing(self._provider.brief_client()) as client:
+            shell = client.exec_create(name, ["/bin/sh", "-c", "kill -TERM -1"], user=user)["Id"]
+            client.exec_start(shell, detach=True)
+            until = time.monotonic() + _ASK_SECONDS
+            while (state := client.exec_inspect(shell))["Running"] and time.monotonic() < until:
+                time.sleep(_ASK_PAUSE)
+            return bool(state["ExitCode"] == 0)
         return False
 
     def _discard(self, name: str) -> None:

@@ -45,10 +45,7 @@ def _shown(folder: Path, guest: str, points: set[str]) -> list[Step]:
         outer = any(point.startswith(f"{path}/") for point in points)
         kind = source.lstat().st_mode
         if (outer or path in points) and not stat.S_ISDIR(kind):
-            raise InfraError(
-                f"the image has no folder at {path}, where folders of the sandbox belong; take {path} out of the image",
-                retryable=False,
-            )
+            raise in_the_way(path)
         if outer:
             steps.append(Step("dir", path))
             steps += _shown(source, path, points)
@@ -59,6 +56,14 @@ def _shown(folder: Path, guest: str, points: set[str]) -> list[Step]:
         else:
             steps.append(Step("bind", path, str(source)))
     return steps
+
+
+def in_the_way(path: str) -> InfraError:
+    """For what is no folder where one is needed: a symlink there would have the sandbox made outside of its root."""
+    return InfraError(
+        f"the image has no folder at {path}, where folders of the sandbox belong; take {path} out of the image",
+        retryable=False,
+    )
 
 
 def guest_program(root: Path, name: str, search_path: str) -> str | None:
@@ -84,9 +89,8 @@ def guest_file(root: Path, path: str) -> Path | None:
             continue
         place = place / part
         try:
-            target = os.readlink(place) if place.is_symlink() else None
-            place.lstat()
-        except OSError:
+            target = os.readlink(place) if stat.S_ISLNK(place.lstat().st_mode) else None
+        except (OSError, ValueError):
             return None
         if target is not None:
             place = root if target.startswith("/") else place.parent

@@ -15,7 +15,7 @@ from mrp.cache.folders import ENTRY_BYTES
 from mrp.cache.store import Store
 from mrp.runtime.images.host import SEARCH_PATH, host_env, host_program, host_steps, lay_out_host
 from mrp.runtime.images.portable import read_portable
-from mrp.runtime.sandbox.guest_root import guest_program, guest_root, guest_steps
+from mrp.runtime.sandbox.guest_root import guest_program, guest_root, guest_steps, in_the_way
 from mrp.runtime.sandbox.materials import Materials
 from mrp.runtime.sandbox.roots import laid_out_root
 from mrp.runtime.sandbox.steps import Step
@@ -228,13 +228,16 @@ def system_files(uid: int, gid: int) -> dict[str, str]:
 
 
 def _split(folder: Path, guest: str, points: set[str]) -> list[Step]:
-    """Bind what a layer holds, in pieces where something else will be mounted within it."""
+    """Bind what a layer holds, in pieces where something else will be mounted within it. Raises InfraError."""
     steps = []
     for name in sorted(os.listdir(folder)):
         path, source = f"{guest}/{name}", folder / name
+        outer = path in _ROOT_FOLDERS or any(point.startswith(f"{path}/") for point in points)
+        if (outer or path in points) and (source.is_symlink() or not source.is_dir()):
+            raise in_the_way(path)
         if source.is_symlink():
             steps.append(Step("link", path, str(source.readlink())))
-        elif source.is_dir() and (path in _ROOT_FOLDERS or any(point.startswith(f"{path}/") for point in points)):
+        elif outer:
             steps.append(Step("dir", path))
             steps += _split(source, path, points)
         else:

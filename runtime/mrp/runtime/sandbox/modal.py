@@ -1,6 +1,6 @@
 """The Modal provider: sandboxes of the service Modal, through its own client.
 
-Modal starts commands as root and moves single files; the rest is done inside by mrp.runtime.sandbox.modal_guest, in the
+Modal starts commands as root and moves single files; the rest is done inside by mrp.runtime.sandbox.guest, in the
 image's python3. An image is kept there under the name of its content, and so is made and uploaded once.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from mrp.cache.store import Store
 from mrp.runtime.images.oci import oci_layers, write_layer
 from mrp.runtime.images.portable import PortableImage
-from mrp.runtime.sandbox import modal_guest
+from mrp.runtime.sandbox import guest
 from mrp.runtime.sandbox.provider import KEPT_LOG, Exit, Order, Owned, Owner
 from mrp.specs.errors import InfraError
 
@@ -155,11 +155,12 @@ class ModalSandbox:
         self._sandbox = sandbox
         self._order = order
         self._uid, self._gid = (int(part) for part in order.user.split(":"))
+        self._fresh = [*order.writable, *order.given]
         self.id: str = sandbox.object_id
 
     def put(self, archive: BinaryIO) -> None:
         """See mrp.runtime.sandbox.provider.Sandbox."""
-        self._ask({"do": "unpack"}, archive)
+        self._ask({"do": "unpack", "fresh": self._take_fresh()}, archive)
 
     def get(self, path: str, out: BinaryIO, most: int) -> bool:
         """See mrp.runtime.sandbox.provider.Sandbox."""
@@ -174,12 +175,19 @@ class ModalSandbox:
     ) -> Exit:
         """See mrp.runtime.sandbox.provider.Sandbox."""
         limits = self._order.limits
-        job = self._command(argv, env, cwd, root=root) | {
+        job = {
             "do": "run",
+            "argv": list(argv),
+            "env": dict(env),
+            "cwd": cwd,
             "timeout": timeout,
-            "log_bytes": KEPT_LOG,
+            "root": root,
+            "uid": self._uid,
+            "gid": self._gid,
             "memory": limits.memory,
             "pids": limits.pids,
+            "file_bytes": self._order.file_bytes,
+            "log_bytes": KEPT_LOG,
         }
         stdout, stderr = logs / "stdout", logs / "stderr"
         with stdout.open("wb") as out, stderr.open("wb") as err:
@@ -197,18 +205,18 @@ class ModalSandbox:
 
     def stream(self, argv: Sequence[str], *, env: Mapping[str, str]) -> "ModalStream":
         """See mrp.runtime.sandbox.provider.Sandbox."""
-        job = self._command(argv, env, "/", root=False) | {"do": "stream"}
+        job = {"do": "stream", "argv": list(argv), "env": dict(env)}
         with service("start a command"):
             process = self._guest(None)
             _write(process, [_framed(job)], end=False)
             return ModalStream(process)
 
     def lay(self, entries: Sequence[Sequence[Any]], blobs: str) -> None:
-        """Lay files out whose bytes lie in the guest folder `blobs`, see mrp.runtime.sandbox.modal_guest."""
+        """Lay files out whose bytes lie in the guest folder `blobs`, see mrp.runtime.sandbox.guest."""
         with service("reload a volume"):
             # What was uploaded since the sandbox was made is not seen before.
             self._sandbox.reload_volumes()
-        self._ask({"do": "lay", "entries": entries, "blobs": blobs})
+        self._ask({"do": "lay", "entries": entries, "blobs": blobs, "fresh": self._take_fresh()})
 
     def snapshot(self) -> str:
         """See mrp.runtime.sandbox.provider.Sandbox. Modal forgets it after 30 days."""
@@ -229,14 +237,14 @@ class ModalSandbox:
         job = {"do": "pack", "paths": list(paths), "base": base, "most": most, "deep": _DEEPEST}
         return bool(self._ask(job, outs=(out, None))["whole"])
 
-    def _command(self, argv: Sequence[str], env: Mapping[str, str], cwd: str, *, root: bool) -> dict[str, Any]:
-        user = {"uid": 0, "gid": 0} if root else {"uid": self._uid, "gid": self._gid}
-        return {"argv": list(argv), "env": dict(env), "cwd": cwd, "file_bytes": self._order.file_bytes, **user}
+    def _take_fresh(self) -> list[str]:
+        """The folders of which the image's own files go away with what is put there first."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
 
     def _guest(self, patience: float | None) -> Any:
-        script = Path(modal_guest.__file__).read_text(encoding="utf-8")
         # -I and -S: nothing that a command left in the sandbox is imported.
-        command = ["python3", "-I", "-S", "-c", script]
+        command = ["python3", "-I", "-S", "-c", guest.program()]
         timeout = None if patience is None else math.ceil(patience)
         return self._sandbox.exec(*command, env={"PATH": _SEARCH_PATH}, timeout=timeout, text=False)
 
@@ -254,7 +262,7 @@ class ModalSandbox:
             with suppress(BrokenPipeError):
                 _write(process, _pieces(job, archive), end=True)
             for kind, data in _frames(process.stdout):
-                if kind == modal_guest.END:
+                if kind == guest.END:
                     told: dict[str, Any] = json.loads(data)
                     if "error" in told:
                         raise InfraError(f"the sandbox {self.id} could not {job['do']}: {told['error']}")

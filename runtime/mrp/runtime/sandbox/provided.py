@@ -166,6 +166,7 @@ class ProvidedBackend:
         )
         with self._sandbox(order, ready) as sandbox, ExitStack() as stack, self._folder() as place:
             self._fill(sandbox, points, (ready.view.uid, ready.view.gid))
+            relay = None
             if endpoint is not None:
                 relay = Relayed(lambda argv: sandbox.stream(argv, env=dict(DEFAULT_ENV)), endpoint, MODEL_PORT)
                 stack.callback(relay.close)
@@ -176,6 +177,8 @@ class ProvidedBackend:
             done = sandbox.exec(process.argv, env=env, cwd=process.cwd, timeout=float(process.timeout), logs=logs)
             if done.wall_s is None:
                 done = dataclasses.replace(done, wall_s=Decimal(f"{time.monotonic() - began:.3f}"))
+            if relay is not None:
+                relay.check()
             stack.close()
             if self._cancelled:
                 raise Cancelled

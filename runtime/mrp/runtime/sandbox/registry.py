@@ -9,6 +9,7 @@ from typing import Protocol
 from mrp.cache.store import Store
 from mrp.runtime.sandbox.protocol import Backend
 from mrp.runtime.sandbox.provider import Owner, Provider
+from mrp.specs.errors import InfraError
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,13 @@ PROVIDERS: dict[str, OpenProvider] = {"docker": _docker, "modal": _modal, "dayto
 def _provided(name: str, settings: BackendSettings) -> Backend:
     from mrp.runtime.sandbox.provided import ProvidedBackend
 
-    return ProvidedBackend(PROVIDERS[name](settings.store), settings)
+    provider = PROVIDERS[name](settings.store)
+    # Said once here, it is not found out by each of a thousand trials.
+    missing = provider.missing()
+    if missing is not None:
+        provider.close()
+        raise InfraError(missing, retryable=False)
+    return ProvidedBackend(provider, settings)
 
 
 BACKENDS: dict[str, Callable[[BackendSettings], Backend]] = {

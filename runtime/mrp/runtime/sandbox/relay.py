@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from mrp.runtime.sandbox.protocol import Endpoint
     from mrp.runtime.sandbox.provider import Stream
 
-READY, OPEN, DATA, END, RESET, CREDIT = range(6)
-"""READY: the port is open. END: no more data this way. RESET: the connection broke. CREDIT: so much was passed on."""
+READY, OPEN, DATA, END, RESET, CREDIT, ALIVE = range(7)
+"""READY: the port is open. END: no more data this way. RESET: the connection broke. CREDIT: so much was passed on.
+
+ALIVE: a question of the outer end, and the answer.
+"""
 
 _FRAME = struct.Struct(">BIH")
 _AMOUNT = struct.Struct(">I")
@@ -35,6 +38,7 @@ _PIECE = 1 << 15
 _WINDOW = 1 << 18
 _MOST_LINKS = 4096
 _START_SECONDS = 60.0
+_ANSWER_SECONDS = 30.0
 
 
 class Ends:
@@ -55,6 +59,7 @@ class Ends:
         self._links: dict[int, _Link] = {}
         self._closed = False
         self.ready = threading.Event()
+        self.answered = threading.Event()
 
     def run(self) -> None:
         """Take frames until the other end is gone; then every connection breaks."""
@@ -102,6 +107,7 @@ class Ends:
         for link in links:
             link.break_off(tell=False)
         self.ready.set()
+        self.answered.set()
 
     @property
     def closed(self) -> bool:
@@ -110,6 +116,11 @@ class Ends:
     def _take(self, kind: int, number: int, payload: bytes) -> None:
         if kind == READY:
             self.ready.set()
+            return
+        if kind == ALIVE:
+            if self._connect is None:
+                self.send(ALIVE, 0)
+            self.answered.set()
             return
         if kind == OPEN:
             self._accept(number)
@@ -257,6 +268,16 @@ class Relayed:
         if not self._ends.ready.wait(_START_SECONDS) or self._ends.closed:
             self.close()
             raise InfraError("the relay to the model did not start in the sandbox; is its python3 at least 3.8?")
+
+    def check(self) -> None:
+        """Raises InfraError when it has not led to the gateway all the time until now."""
+        from mrp.specs.errors import InfraError
+
+        self._ends.answered.clear()
+        self._ends.send(ALIVE, 0)
+        if self._ends.closed or not self._ends.answered.wait(_ANSWER_SECONDS) or self._ends.closed:
+            # What the process made of that says nothing of the process.
+            raise InfraError("the relay to the model ended while the process ran")
 
     def close(self) -> None:
         """End it, with all of its connections. Idempotent."""

@@ -20,6 +20,7 @@ from mrp.cache.store import Store
 from mrp.runtime.sandbox.materials import Materials
 from mrp.runtime.sandbox.scratch import remove_folder
 
+_REMOVED = ".removed-"
 _UNUSED_SECONDS = 14 * 24 * 3600
 
 
@@ -47,15 +48,26 @@ def sweep_roots(folder: Path, unused_for: float = _UNUSED_SECONDS) -> int:
     removed = 0
     for place in folder.iterdir() if folder.is_dir() else ():
         with suppress(OSError):
-            lock = _open_lock(place)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(lock).st_mtime + unused_for <= time.time():
-                    remove_folder(place)
-                    removed += 1
-            finally:
-                os.close(lock)
+            if place.name.startswith(_REMOVED):
+                remove_folder(place)
+            elif _take_away(place, unused_for):
+                removed += 1
     return removed
+
+
+def _take_away(place: Path, unused_for: float) -> bool:
+    """Remove a root that nobody uses; under another name, so that one made there meanwhile stays whole."""
+    lock = _open_lock(place)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_lock_of(lock, place) or os.fstat(lock).st_mtime + unused_for > time.time():
+            return False
+        removed = place.with_name(f"{_REMOVED}{os.urandom(8).hex()}")
+        place.rename(removed)
+    finally:
+        os.close(lock)
+    remove_folder(removed)
+    return True
 
 
 def _hold(place: Path, tree: Digest, store: Store) -> int | None:
@@ -67,37 +79,53 @@ def _hold(place: Path, tree: Digest, store: Store) -> int | None:
         return None
     try:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        if not _is_sound(place) and not _make(place, lock, tree, store):
-            os.close(lock)
-            return None
-        os.utime(lock)
-        return lock
+        if not _is_held(lock, place):
+            _make(place, lock, tree, store)
+        if _is_held(lock, place):
+            os.utime(lock)
+            return lock
     except OSError:
-        os.close(lock)
-        return None
+        pass
     except BaseException:
         os.close(lock)
         raise
+    os.close(lock)
+    return None
 
 
-def _make(place: Path, lock: int, tree: Digest, store: Store) -> bool:
-    """Lay the tree out and seal it; False when others use what is there, or have removed it meanwhile."""
-    try:
+def _make(place: Path, lock: int, tree: Digest, store: Store) -> None:
+    """Lay the tree out and seal it, unless others use what is there; the lock is shared before and after."""
+    # Who else holds it either makes it at this moment, or trusts what we do not.
+    with suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        # Who holds it either makes it at this moment, or trusts what we do not.
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        return _is_sound(place)
-    if not os.path.samestat(os.fstat(lock), os.stat(place / "lock")):
-        return False
-    if not _is_sound(place):
-        sweep_roots(place.parent)
-        (place / "seal").unlink(missing_ok=True)
-        remove_folder(place / "root")
+        if _is_lock_of(lock, place) and not _is_sound(place):
+            sweep_roots(place.parent)
+            _lay_out(place, tree, store)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+
+
+def _lay_out(place: Path, tree: Digest, store: Store) -> None:
+    (place / "seal").unlink(missing_ok=True)
+    remove_folder(place / "root")
+    try:
         store.checkout(tree, place / "root", writable=False)
         (place / "seal").write_text(_seal(place / "root"), encoding="utf-8")
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    return True
+    except BaseException:
+        # What fills a disk must not stay there.
+        remove_folder(place / "root")
+        raise
+
+
+def _is_held(lock: int, place: Path) -> bool:
+    """Whether a sound root is there, and the lock its own: in a moment without one it may have been removed."""
+    return _is_lock_of(lock, place) and _is_sound(place)
+
+
+def _is_lock_of(lock: int, place: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock), os.stat(place / "lock"))
+    except OSError:
+        return False
 
 
 def _is_sound(place: Path) -> bool:
