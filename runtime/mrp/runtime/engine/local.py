@@ -42,6 +42,10 @@ class LocalEngine:
         self._threads: list[threading.Thread] = []
         self._seconds: dict[tuple[str, str], float] = {}
 
+    def resize(self, slots: int) -> None:
+        """At most `slots` actions at once; before any is submitted."""
+        self._slots = slots
+
     def submit(self, action: Action) -> None:
         """Start `action` as soon as a thread is free. Threads are made as they are first needed."""
         self.submit_many([action], spread=False)

@@ -126,7 +126,7 @@ def _place(digest: Digest) -> str:
 
 
 def _told(placed: Placed, store: Store) -> list[Any]:
-    """An entry as mrp.runtime.sandbox.modal_guest takes it."""
+    """An entry as mrp.runtime.sandbox.guest takes it."""
     entry = placed.entry
     kind = entry.kind if entry.kind in "dl" else "f"
     what: Any = entry.target

@@ -38,6 +38,7 @@ from mrp.runtime.engine.ray_job import (
     Setup,
     Started,
     folder_of,
+    packed,
 )
 from mrp.runtime.engine.ray_line import Gone, Inbox, Line, Stop
 from mrp.runtime.sandbox.protocol import Cancelled, Endpoint
@@ -207,13 +208,11 @@ class RayEngine:
 
     # -- nodes that fell silent ----------------------------------------------------------------------------------
 
-    def _suspect(self, nodes: Sequence[str]) -> bool:
-        """Avoid these nodes for a while; whether any of them was not avoided already."""
-        now = time.monotonic()
+    def _suspect(self, nodes: Sequence[str]) -> None:
+        """Avoid these nodes for a while."""
+        until = time.monotonic() + _SUSPECT_SECONDS
         with self._lock:
-            known = {node for node, until in self._suspects.items() if until > now}
-            self._suspects.update((node, now + _SUSPECT_SECONDS) for node in nodes)
-        return not known.issuperset(nodes)
+            self._suspects.update((node, until) for node in nodes)
 
     def _avoided(self) -> tuple[str, ...]:
         now = time.monotonic()
@@ -257,6 +256,7 @@ class _Call:
         self._settled, self._end = 0, len(job.processes)
         self._lost = self._pauses = 0
         self._lacked = False
+        self._avoided: tuple[str, ...] = ()
 
     def run(self) -> Over:
         """Raises InfraError, MissingBlob and Cancelled; what is about one of several processes goes to `finished`."""
@@ -310,8 +310,9 @@ class _Call:
         call = next(engine._numbers)
         inbox = line.open(call)
         limits = job.processes[0].box.limits if job.processes else _FIRST_NEED
-        need = Need(limits.cpus, limits.memory, limits.gpus, engine._avoided())
-        line.say(Submit(call, need, pickle.dumps(rest, pickle.HIGHEST_PROTOCOL), self._secrets))
+        self._avoided = engine._avoided()
+        need = Need(limits.cpus, limits.memory, limits.gpus, self._avoided)
+        line.say(Submit(call, need, packed(rest), self._secrets))
         over = False
         receiver = Receiver(store, engine._scratch)
         try:
@@ -396,8 +397,9 @@ class _Call:
                     else:
                         yield said
             elif isinstance(message, Silent):
-                # A job that has not begun may be meant for a node that is frozen.
-                if node is None and message.nodes and engine._suspect(message.nodes):
+                engine._suspect(message.nodes)
+                # A job that has not begun may be meant for a node that is frozen, unless it was sent past that.
+                if node is None and not set(message.nodes).issubset(self._avoided):
                     raise _Again("no node of the Ray cluster answers", counts=message.all)
                 if node is None and message.all:
                     raise _Again("no node of the Ray cluster answers", counts=True)

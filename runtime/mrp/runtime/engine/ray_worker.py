@@ -10,7 +10,6 @@ import pickle
 import queue
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +32,7 @@ from mrp.runtime.engine.ray_job import (
     Said,
     Setup,
     Started,
+    packed,
 )
 from mrp.runtime.sandbox.protocol import Backend
 from mrp.runtime.sandbox.registry import BACKENDS, BackendSettings
@@ -40,8 +40,8 @@ from mrp.runtime.sandbox.scratch import sweep
 from mrp.specs.errors import InfraError
 from mrp.specs.work import Completed, Process
 
-_LINGER = 0.01
-"""What is said within so many seconds travels together."""
+_LINGER = 0.05
+"""What ends within so many seconds travels together: a message costs milliseconds of the machine, in four processes."""
 
 _MOST = 64 * 1024
 """About so many bytes are said at once: Ray keeps what is shorter than 100 KiB out of shared memory."""
@@ -66,14 +66,14 @@ def work(payload: bytes, secrets: Mapping[str, str], server: Any) -> Iterator[by
     """Do a job; `server` is the handle of a BlobServer, or None where all workers are on the build's machine."""
     job: Job = pickle.loads(payload)
     shared = job.setup.cache.is_here() and job.setup.scratch.is_here()
-    yield pickle.dumps([Started(_node(), shared)])
-    said: queue.SimpleQueue[tuple[Said, int]] = queue.SimpleQueue()
-    threading.Thread(target=_Doing(job, secrets, server, shared, said.put).do, daemon=True).start()
+    yield packed([Started(_node(), shared)])
+    outbox = _Outbox()
+    threading.Thread(target=_Doing(job, secrets, server, shared, outbox.put).do, daemon=True).start()
     over = False
     while not over:
-        messages = list(_gathered(said))
+        messages = list(outbox.take())
         over = any(isinstance(message, Over) for message in messages)
-        yield pickle.dumps(messages, pickle.HIGHEST_PROTOCOL)
+        yield packed(messages)
 
 
 def answers() -> bool:
@@ -81,17 +81,39 @@ def answers() -> bool:
     return True
 
 
-def _gathered(said: "queue.SimpleQueue[tuple[Said, int]]") -> Iterator[Said]:
-    until, room, timeout = 0.0, _MOST, BEAT_SECONDS
-    with suppress(queue.Empty):
-        while room > 0:
-            message, size = said.get(timeout=timeout)
-            until = until or time.monotonic() + _LINGER
-            room -= size
-            yield message
-            if isinstance(message, Over):
-                return
-            timeout = max(0.0, until - time.monotonic())
+class _Outbox:
+    """What one thread says and another hands on: all that was said of items within _LINGER, and all else at once."""
+
+    def __init__(self) -> None:
+        self._said: queue.SimpleQueue[tuple[Said, int]] = queue.SimpleQueue()
+        self._is_due = threading.Event()
+        self._bytes = 0
+
+    def put(self, message: Said, size: int = 0) -> None:
+        """`size`: bytes that it has, about."""
+        self._said.put((message, size))
+        self._bytes += size
+        if self._bytes >= _MOST or not isinstance(message, Done | Broke):
+            self._bytes = 0
+            self._is_due.set()
+
+    def take(self) -> Iterator[Said]:
+        """About _MOST bytes of it, ending with an Over; nothing when nothing was said for BEAT_SECONDS."""
+        with suppress(queue.Empty):
+            message, size = self._said.get(timeout=BEAT_SECONDS)
+            # To wake for each item would take as long as some items do.
+            self._is_due.wait(_LINGER)
+            self._is_due.clear()
+            room = _MOST
+            while True:
+                yield message
+                room -= size
+                if isinstance(message, Over):
+                    return
+                if room <= 0:
+                    self._is_due.set()
+                    return
+                message, size = self._said.get_nowait()
 
 
 def _node() -> str:
@@ -101,10 +123,10 @@ def _node() -> str:
 
 
 class _Doing:
-    """One job under way, in a thread of its own; `say` gets each message with its size in bytes."""
+    """One job under way, in a thread of its own; `say` gets each message, with its size in bytes."""
 
     def __init__(
-        self, job: Job, secrets: Mapping[str, str], server: Any, shared: bool, say: Callable[[tuple[Said, int]], None]
+        self, job: Job, secrets: Mapping[str, str], server: Any, shared: bool, say: Callable[..., None]
     ) -> None:
         self._job, self._secrets, self._server, self._shared, self._say = job, secrets, server, shared, say
 
@@ -121,12 +143,12 @@ class _Doing:
             else:
                 self._one(host, ready)
         except MissingBlob as error:
-            self._say((Lacks(0, frozenset({error.digest})), 0))
+            self._say(Lacks(0, frozenset({error.digest})))
         except InfraError as error:
-            self._say((Broke(0, str(error), error.retryable), 0))
+            self._say(Broke(0, str(error), error.retryable))
         except BaseException as error:
-            self._say((Broke(0, f"a Ray worker failed: {type(error).__name__}: {error}", True), 0))
-        self._say((Over(taken, isolation), 0))
+            self._say(Broke(0, f"a Ray worker failed: {type(error).__name__}: {error}", True))
+        self._say(Over(taken, isolation))
 
     def _pulled(self, host: "_Host") -> tuple[Process, ...]:
         """The first processes of the job that all blobs are there for."""
@@ -137,12 +159,16 @@ class _Doing:
             raise InfraError("a worker does not see the cache's folder; give the cluster by `--address`")
         endpoint = self._job.endpoint
         if endpoint is not None and endpoint.address.startswith("unix:"):
-            raise InfraError("a worker on another machine cannot reach the model gateway's socket", retryable=False)
+            raise InfraError(
+                "a worker on another machine cannot reach the model gateway; set MRP_GATEWAY_HOST to an address of the "
+                "build's machine",
+                retryable=False,
+            )
         puller = host.puller(self._server)
         for number, process in enumerate(processes):
             missing = puller.pull(process)
             if missing:
-                self._say((Lacks(number, missing), 0))
+                self._say(Lacks(number, missing))
                 return processes[:number]
         return processes
 
@@ -158,10 +184,10 @@ class _Doing:
             if isinstance(came, Completed):
                 self._done(host, number, came)
             else:
-                self._say((Broke(number, str(came), came.retryable), 0))
+                self._say(Broke(number, str(came), came.retryable))
 
         def returned(number: int) -> None:
-            self._say((Returned(number), 0))
+            self._say(Returned(number))
 
         if not ready:
             return 0
@@ -172,11 +198,11 @@ class _Doing:
     def _done(self, host: "_Host", number: int, completed: Completed) -> None:
         if not self._shared:
             for piece in large_blobs(completed, host.store, host.given):
-                self._say((piece, len(piece.data)))
+                self._say(piece, len(piece.data))
         small = host.store.blobs.take_small()
         if host.store.blobs.has_waiting():
             host.store.commit([])
-        self._say((Done(number, completed, small), 500 + sum(map(len, small.values()))))
+        self._say(Done(number, completed, small), 500 + sum(map(len, small.values())))
 
 
 class _Host:
