@@ -8,6 +8,8 @@ from support.images import layout_digest, rootfs
 from support.kinds import workspace
 from support.places import Place
 
+pytestmark = pytest.mark.backend
+
 SHELL = {
     "base": "scratch",
     "layers": [{"deb": ["busybox-static"], "lock": "debs.lock"}, {"links": {"/bin/sh": "busybox"}}],

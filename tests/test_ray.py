@@ -16,6 +16,8 @@ from support.ray_cluster import RayCluster, node_that_does_not_see, processes_of
 
 from mrp.runtime.engine.ray import clusters_folder
 
+pytestmark = pytest.mark.backend
+
 if reason := why_no_ray():
     pytest.skip(reason, allow_module_level=True)
 

@@ -22,7 +22,7 @@ targets:
     kind: image
     base: scratch
     layers:
-      - {deb: [python3], lock: debs.lock}
+      - {deb: [dash, python3], lock: debs.lock}
       - copy: {"agents/": /opt/agents}
 """
 

@@ -211,7 +211,11 @@ class Emulator:
         folder = self.folder / "machines" / box.id
         network = not box.params.get("networkBlockAll")
         env = box.params.get("env") or {}
-        box.machine = await asyncio.to_thread(Machine, folder, snapshot.lower, network=network, env=env)
+        try:
+            box.machine = await asyncio.to_thread(Machine, folder, snapshot.lower, network=network, env=env)
+        except RuntimeError as error:
+            await self._change(box, "error", str(error))
+            return
         if self.boxes.get(box.id) is box and box.state == "creating":
             await self._change(box, "started")
         else:
