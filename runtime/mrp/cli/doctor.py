@@ -148,7 +148,8 @@ def _cgroups() -> Finding:
 
 
 def _services() -> Iterator[Finding]:
-    """Sandbox backends that are services, and engines: usable, or what is missing."""
+    """Sandbox backends that are services, servers of models and engines: usable, or what is missing."""
+    from mrp.runtime.models.vllm_serving import vllm_python
     from mrp.runtime.sandbox.registry import PROVIDERS
     from mrp.specs.errors import MrpError
 
@@ -160,6 +161,10 @@ def _services() -> Iterator[Finding]:
         except MrpError as error:
             missing = str(error)
         yield Finding(f"sandbox {name}", missing is None, missing or "usable", needed=False)
+    try:
+        yield Finding("model vllm", True, vllm_python(os.environ), needed=False)
+    except MrpError as error:
+        yield Finding("model vllm", False, str(error), needed=False)
     there = find_spec("ray") is not None
     yield Finding(
         "engine ray", there, "usable" if there else "ray is not installed", needed=False,
