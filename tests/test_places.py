@@ -96,8 +96,8 @@ def test_a_config_chooses_the_place_as_a_flag_does(tmp_path: Path) -> None:
 
 def test_names_and_combinations_that_do_not_exist(tmp_path: Path) -> None:
     ws = rollout(tmp_path, {})
-    assert "there is no engine rai; use one of local, ray, modal" in refused(ws, "--engine", "rai")
-    assert "there is no sandbox backend dokcer" in refused(ws, "--sandbox", "dokcer")
+    assert "there is no engine slurm; use one of local, ray, modal" in refused(ws, "--engine", "slurm")
+    assert "there is no sandbox backend dokcer; did you mean `docker`?" in refused(ws, "--sandbox", "dokcer")
     assert "isolates with modal's own sandboxes" in refused(ws, "--engine", "modal", "--sandbox", "docker")
     assert "--address is that of a Ray cluster" in refused(ws, "--address", "h:1")
 

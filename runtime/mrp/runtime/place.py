@@ -1,5 +1,6 @@
 """Where a build runs: the engine and the sandbox backend that its options name, refused, checked and started."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from mrp.cache.store import Store
@@ -16,6 +17,7 @@ from mrp.specs.backends import ENGINES as ENGINE_NAMES
 from mrp.specs.backends import Place
 from mrp.specs.errors import Diagnostic, PolicyError, Span, SpecError, UsageError
 from mrp.specs.ir import Plan
+from mrp.specs.suggest import did_you_mean
 from mrp.specs.work import ISOLATION
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -24,13 +26,17 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 def refuse_unknown(options: BuildOptions) -> None:
     """Raise UsageError for words that name no place."""
     if options.engine not in (None, *ENGINE_NAMES):
-        raise UsageError(f"there is no engine {options.engine}; use one of {', '.join(ENGINE_NAMES)}")
+        raise UsageError(f"there is no engine {options.engine}; {_near(options.engine, ENGINE_NAMES)}")
     if options.sandbox not in (None, *BACKEND_NAMES):
-        raise UsageError(f"there is no sandbox backend {options.sandbox}; use one of {', '.join(BACKEND_NAMES)}")
+        raise UsageError(f"there is no sandbox backend {options.sandbox}; {_near(options.sandbox, BACKEND_NAMES)}")
     if options.engine == "modal" and options.sandbox not in (None, "modal"):
         raise UsageError(f"the modal engine isolates with modal's own sandboxes; leave out --sandbox {options.sandbox}")
     if options.address is not None and options.engine != "ray":
         raise UsageError("--address is that of a Ray cluster; add --engine ray")
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    return did_you_mean(word, known) or f"use one of {', '.join(known)}"
 
 
 def place_of(options: BuildOptions) -> Place:
