@@ -24,7 +24,7 @@ from mrp.runtime.account import Account, Failure
 from mrp.runtime.decide import Decision, Demand, Hit, Run, decide
 from mrp.runtime.engine.local import LocalEngine
 from mrp.runtime.events import Draining, Event, ItemFinished, ItemStarted, Waiting
-from mrp.runtime.execute import Executed
+from mrp.runtime.execute import Executed, process_of
 from mrp.runtime.interrupt import Interrupt
 from mrp.runtime.money import Money
 from mrp.runtime.schedule import Schedule
@@ -52,8 +52,8 @@ _STOPPED = "the build was stopped"
 class Settings:
     """How to run: demands on cache hits by label, whether to stop at the first failure, provenance of new entries.
 
-    `prepare` is called before an action is submitted: it makes ready what actions need, and gives how many may run at
-    once.
+    `prepare` is called before an action with a process is submitted: it makes ready what processes need, and gives how
+    many may run at once.
     """
 
     demand: Callable[[str], Demand]
@@ -234,7 +234,8 @@ class Coordinator:
                 reason = self._reasons.pop(each.key, "")
                 self._emit(ItemStarted(each.label, each.item, each.kind.value, reason, each.key))
             if actions:
-                self._resize(self._settings.prepare())
+                if process_of(actions[0].work) is not None:
+                    self._resize(self._settings.prepare())
                 self._engine.submit_many(actions, spread=not self._schedule.is_limited(action.label))
 
     def _resize(self, slots: int) -> None:

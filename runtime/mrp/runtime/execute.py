@@ -182,7 +182,7 @@ class Executor:
 
     def _once(self, action: Action) -> Attempt:
         work = action.work
-        process = _process_of(work)
+        process = process_of(work)
         if process is not None:
             values = self.secrets.values(process.box.secrets)
             if action.model is None:
@@ -238,11 +238,11 @@ class Executor:
 
 def may_share(action: Action) -> bool:
     """Whether an action may be executed together with others like it."""
-    process = _process_of(action.work)
+    process = process_of(action.work)
     return process is not None and process.pure and not process.model and not process.box.secrets
 
 
-def _process_of(work: object) -> Process | None:
+def process_of(work: object) -> Process | None:
     """The process of a ProcessWork; asked for by name, since checking a protocol takes longer than some items."""
     process = getattr(work, "process", None)
     return process if isinstance(process, Process) else None
@@ -250,7 +250,7 @@ def _process_of(work: object) -> Process | None:
 
 def _determinism(action: Action) -> str:
     """See mrp.specs.results.Byproducts."""
-    process = _process_of(action.work)
+    process = process_of(action.work)
     if process is not None and process.box.network != "none":
         return "sampled"
     if action.model is not None:

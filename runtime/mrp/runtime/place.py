@@ -25,9 +25,9 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 def refuse_unknown(options: BuildOptions) -> None:
     """Raise UsageError for words that name no place."""
-    if options.engine not in (None, *ENGINE_NAMES):
+    if options.engine is not None and options.engine not in ENGINE_NAMES:
         raise UsageError(f"there is no engine {options.engine}; {_near(options.engine, ENGINE_NAMES)}")
-    if options.sandbox not in (None, *BACKEND_NAMES):
+    if options.sandbox is not None and options.sandbox not in BACKEND_NAMES:
         raise UsageError(f"there is no sandbox backend {options.sandbox}; {_near(options.sandbox, BACKEND_NAMES)}")
     if options.engine == "modal" and options.sandbox not in (None, "modal"):
         raise UsageError(f"the modal engine isolates with modal's own sandboxes; leave out --sandbox {options.sandbox}")
