@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -45,7 +45,15 @@ def emulator(service: ModalEmulator) -> Iterator[ModalEmulator]:
     service.empty_volumes()
 
 
-def place(folder: Path, root: Rooted, *, items: int = 3, script: str | None = None, **solve: object) -> Place:
+def place(
+    folder: Path,
+    root: Rooted,
+    *,
+    items: int = 3,
+    script: str | None = None,
+    limits: Mapping[str, object] | None = None,
+    **solve: object,
+) -> Place:
     """A rollout of a Python agent, or of one that is a shell script, over some rows."""
     agent: dict[str, object] = {"kind": "agent", "version": "1"}
     if script is None:
@@ -57,7 +65,11 @@ def place(folder: Path, root: Rooted, *, items: int = 3, script: str | None = No
         folder,
         {
             "tasks": {"kind": "dataset", "srcs": ["tasks.jsonl"], "id": "id"},
-            "box": {"kind": "sandbox", "image": ":py", "limits": {"memory": "512MiB", "disk": "64MiB"}},
+            "box": {
+                "kind": "sandbox",
+                "image": ":py",
+                "limits": {"memory": "512MiB", "disk": "64MiB", **(limits or {})},
+            },
             "me": agent,
             "solve": {"kind": "rollout", "over": ":tasks", "agent": ":me", "sandbox": ":box", "samples": 2, **solve},
             "eval": {"kind": "reduction", "of": ["solve"], "reducer": "stats"},
@@ -99,6 +111,15 @@ def test_a_bad_hour_of_the_service_is_no_score(tmp_path: Path, root: Rooted, emu
     there.build("//:eval", *WAYS[way])
     assert there.digests() == here.digests()
     assert emulator.running() == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_build_may_ask_for_gpus(tmp_path: Path, root: Rooted, emulator: ModalEmulator, way: str) -> None:
+    ws = place(tmp_path, root, items=1, samples=1, limits={"gpus": {"count": 2, "type": "A100"}})
+    before = set(emulator.sandboxes)
+    ws.build("//:solve", *WAYS[way])
+    ordered = [emulator.sandboxes[each].definition.resources.gpu_config for each in set(emulator.sandboxes) - before]
+    assert ("A100", 2) in {(gpus.gpu_type, gpus.count) for gpus in ordered}
 
 
 def test_a_service_that_stays_down_is_an_infrastructure_failure(

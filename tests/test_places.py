@@ -66,6 +66,8 @@ def test_builtin_host_is_for_the_local_backend(tmp_path: Path) -> None:
             (),
             "the local backend has no GPUs",
         ),
+        ({"limits": {"resources": {"disk": 1}}}, (), "the local backend has no resources by name"),
+        ({"limits": {"resources": {"GPU": 1}}}, ("--engine", "ray"), "`GPU` is no resource of one's own"),
         ({"allow": ["true"]}, ("--sandbox", "docker"), "the docker backend cannot limit what is executed"),
         (
             {"limits": {"memory": "64GiB"}},
@@ -100,6 +102,22 @@ def test_names_and_combinations_that_do_not_exist(tmp_path: Path) -> None:
     assert "there is no sandbox backend dokcer; did you mean `docker`?" in refused(ws, "--sandbox", "dokcer")
     assert "isolates with modal's own sandboxes" in refused(ws, "--engine", "modal", "--sandbox", "docker")
     assert "--address is that of a Ray cluster" in refused(ws, "--address", "h:1")
+
+
+def test_a_plan_is_refused_as_its_build_is(tmp_path: Path) -> None:
+    ws = rollout(tmp_path, {}, {"kind": "image", "base": "host"})
+    for verb in ("plan", "build"):
+        done = ws.mrp(verb, "//:solve", "--sandbox", "docker")
+        assert done.returncode == 2
+        assert "`base: host` is the machine's own system" in done.stderr
+
+
+def test_what_ran_elsewhere_may_be_asked_about_here(tmp_path: Path) -> None:
+    host: dict[str, object] = {"kind": "image", "base": "host"}
+    rollout(tmp_path, {}, host).build("//:solve")
+    ws = rollout(tmp_path, {"limits": {"gpus": {"count": 1}}}, host)
+    assert "the local backend has no GPUs" in ws.mrp("build", "//:solve").stderr
+    assert "gpus" in ws.mrp("why", "//:solve").stdout
 
 
 def test_what_is_planned_elsewhere_is_refused_where_it_is_run(tmp_path: Path) -> None:

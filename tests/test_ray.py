@@ -288,6 +288,22 @@ def test_resources_that_no_node_has_are_an_error_that_names_them(tmp_path: Path,
     assert place.build("//:solve")["executed"] == 1, "the local engine takes a limit for a ceiling"
 
 
+def test_a_resource_by_name_chooses_the_node_and_no_key(tmp_path: Path) -> None:
+    files = counting(tmp_path / "ran", 2, 0)
+    plain = files["BUILD.yaml"].replace("  solve: {", '  box: {kind: sandbox}\n  solve: {sandbox: ":box", ')
+    place = Place(tmp_path / "ws").write({**files, "BUILD.yaml": plain})
+    place.write({"BUILD.yaml": plain.replace("{kind: sandbox}", "{kind: sandbox, limits: {resources: {scanner: 1}}}")})
+    with ray_cluster(1) as cluster:
+        words = ("build", "--engine", "ray", "--address", cluster.address, "//:solve")
+        done = place.mrp(*words)
+        assert done.returncode == 4
+        assert "no node of the Ray cluster has 1 processors, 2 GiB of memory, 1 of scanner" in done.stderr
+        cluster.add("scanner")
+        assert place.build(*words[1:])["executed"] == 2
+    place.write({"BUILD.yaml": plain})
+    assert place.build("//:solve")["executed"] == 0
+
+
 def test_a_worker_that_does_not_see_the_cache_exchanges_blobs(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can hide a folder from a process")

@@ -50,9 +50,9 @@ class RayCluster:
         for _ in range(nodes - 1):
             self.add()
 
-    def add(self) -> int:
-        """Add a node; gives its number."""
-        number: int = self._ask("add")["number"]
+    def add(self, resource: str = "") -> int:
+        """Add a node, which may have one of a resource of its own; gives its number."""
+        number: int = self._ask(f"add {resource}")["number"]
         return number
 
     def kill(self, node: int) -> None:
@@ -204,9 +204,13 @@ class _Script:
         self._nodes = [self._cluster.head_node]
         return {"address": self._cluster.address}
 
-    def _add(self) -> dict[str, int]:
+    def _add(self, *resources: str) -> dict[str, int]:
         node = self._cluster.add_node(
-            num_cpus=self._cpus, object_store_memory=_STORE, node_ip_address="127.0.0.1", wait=True
+            num_cpus=self._cpus,
+            resources=dict.fromkeys(resources, 1),
+            object_store_memory=_STORE,
+            node_ip_address="127.0.0.1",
+            wait=True,
         )
         self._nodes.append(node)
         return {"number": len(self._nodes) - 1}

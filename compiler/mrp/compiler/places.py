@@ -57,6 +57,9 @@ def _box(task: ir.SandboxTask, known: Mapping[str, ir.Task], place: Place) -> It
         yield Misplaced(task.label, ("image",), message, f"give it an `image:` that is portable: {_PORTABLE}")
     if limits.gpus is not None and not able.gpus:
         yield Misplaced(task.label, ("limits", "gpus"), f"{place.name} has no GPUs", _others("gpus"))
+    if limits.resources and place.engine != "ray":
+        hint = "remove `resources`, or run it with --engine ray --address and that of a cluster which has them"
+        yield Misplaced(task.label, ("limits", "resources"), f"{place.name} has no resources by name", hint)
     if task.allow is not None and not able.allow:
         hint = "remove `allow`, and put only what may be executed into the image"
         yield Misplaced(task.label, ("allow",), f"{place.name} cannot limit what is executed", hint)

@@ -34,13 +34,8 @@ def sandbox_rule(task: SandboxTask, context: RuleContext) -> Rule:
 
 def _refuse_later(task: SandboxTask) -> None:
     """Raise InfraError for what no backend of this version can give, before anything runs in such a sandbox."""
-    asked = {
-        "volumes, which this version cannot mount": bool(task.volumes),
-        "gpus in its limits, which this version cannot give": task.limits.gpus is not None,
-    }
-    for what, is_asked in asked.items():
-        if is_asked:
-            raise InfraError(f"{task.label} has {what}; remove them", retryable=False)
+    if task.volumes:
+        raise InfraError(f"{task.label} has volumes, which this version cannot mount; remove them", retryable=False)
 
 
 def box_json(box: Box) -> Json:

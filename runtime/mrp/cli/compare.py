@@ -132,7 +132,7 @@ def _check(arguments: argparse.Namespace, screen: Screen) -> int:
         raise UsageError(f"--runs {arguments.runs}: comparing needs at least 2")
     root = find_root()
     with ExitStack() as kept:
-        with compiled_state(build_options(arguments, root), to_run=True) as (plan, chosen, store, _):
+        with compiled_state(build_options(arguments, root)) as (plan, chosen, store, _):
             order = [task.label for task in plan.tasks]
             runs: list[Recorded] = []
             proof = Proof()

@@ -43,14 +43,19 @@ def add_selection_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry-limits", action="store_true", help="run again what a wall limit ended")
 
 
+def add_place_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that choose where it is run."""
+    parser.add_argument("--engine", metavar="NAME", help="where actions run: local, ray or modal")
+    parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster that runs already")
+    parser.add_argument("--sandbox", metavar="NAME", help="what isolates them: local, docker, modal or daytona")
+
+
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that choose how it is run."""
     parser.add_argument(
         "-j", "--jobs", type=_positive, metavar="N", help="actions at a time (default: one more than cores)"
     )
-    parser.add_argument("--engine", metavar="NAME", help="where actions run: local, ray or modal")
-    parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster that runs already")
-    parser.add_argument("--sandbox", metavar="NAME", help="what isolates them: local, docker, modal or daytona")
+    add_place_flags(parser)
     parser.add_argument("--offline", action="store_true", help="fetch nothing from the network")
 
 

@@ -66,7 +66,9 @@ class RecordedPast:
         from mrp.cli.planning import planned
         from mrp.runtime.options import BuildOptions
 
-        return self._open.enter_context(planned(BuildOptions(self._root, ("//...",), config=self._config)))
+        return self._open.enter_context(
+            planned(BuildOptions(self._root, ("//...",), config=self._config), anywhere=True)
+        )
 
     @cached_property
     def _ledger(self) -> "Ledger":

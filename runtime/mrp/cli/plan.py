@@ -4,7 +4,7 @@ import argparse
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from mrp.cli.flags import add_compile_flags, add_selection_flags, build_options, need_targets
+from mrp.cli.flags import add_compile_flags, add_place_flags, add_selection_flags, build_options, need_targets
 from mrp.cli.screen import Screen
 from mrp.cli.workspace import find_root, state_folder
 
@@ -19,6 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=what)
     add_compile_flags(parser)
     add_selection_flags(parser)
+    add_place_flags(parser)
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:

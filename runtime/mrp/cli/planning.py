@@ -29,17 +29,20 @@ class Planned:
 
 @contextmanager
 def planned(
-    options: "BuildOptions", see: "Callable[[Store], Callable[[Action, bool], None]] | None" = None
+    options: "BuildOptions",
+    see: "Callable[[Store], Callable[[Action, bool], None]] | None" = None,
+    *,
+    anywhere: bool = False,
 ) -> Iterator[Planned]:
     """Compile `options.targets` and decide on every action. Raises what build raises before it executes.
 
-    `see` gives what is shown each action with whether it is a hit.
+    `see` gives what is shown each action with whether it is a hit. What the place lacks is no matter with `anywhere`.
     """
     from mrp.runtime.build import compiled_state
     from mrp.runtime.plan_report import report_plan
     from mrp.runtime.request import adapted_plan
 
-    with compiled_state(options) as (compiled, options, store, digests):
+    with compiled_state(options, anywhere=anywhere) as (compiled, options, store, digests):
         plan = adapted_plan(compiled, options)
         planning = _Planning(plan, options, store, digests)
         shown = see(store) if see is not None else lambda action, hit: None

@@ -183,10 +183,10 @@ def _planned(
     if item is not None:
         try:
             one = replace(options, targets=(absolute(arguments.label, root),))
-            return stack.enter_context(planned(one, lambda store: seen.note))
+            return stack.enter_context(planned(one, lambda store: seen.note, anywhere=True))
         except UsageError:
             pass
-    return stack.enter_context(planned(options, lambda store: seen.note))
+    return stack.enter_context(planned(options, lambda store: seen.note, anywhere=True))
 
 
 def _past(target: str, item: str | None, run: str | None, state: Path, ledger: "TargetLedger") -> Answer | None:

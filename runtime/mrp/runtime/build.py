@@ -64,7 +64,7 @@ def build(options: BuildOptions) -> BuildReport:
         if report is not None:
             return report
     began = clock_of(options.root) if options.identity else 0
-    with _compiled(options, to_run=True) as (compiled, chosen, store, digests):
+    with _compiled(options) as (compiled, chosen, store, digests):
         looked = looked_at(compiled, began) if options.identity else None
         return run_plan(compiled.plan, chosen, store, digests, looked=looked)
 
@@ -85,19 +85,21 @@ def _patched(options: BuildOptions) -> BuildReport | None:
 
 @contextmanager
 def compiled_state(
-    options: BuildOptions, *, to_run: bool = False
+    options: BuildOptions, *, anywhere: bool = False
 ) -> Iterator[tuple[Plan, BuildOptions, Store, FileDigests]]:
     """The plan of the workspace, the options with what the chosen configs set, the cache, and the memory of digests.
 
-    The cache is opened, and made, only once the plan is whole: what is refused before leaves nothing behind. A plan
-    that is only looked at may be for an engine that is not there.
+    The cache is opened, and made, only once the plan is whole: what is refused before leaves nothing behind. Whether
+    the place can run it is not asked where it may have run `anywhere`.
     """
-    with _compiled(options, to_run=to_run) as (compiled, chosen, store, digests):
+    with _compiled(options, anywhere=anywhere) as (compiled, chosen, store, digests):
         yield compiled.plan, chosen, store, digests
 
 
 @contextmanager
-def _compiled(options: BuildOptions, *, to_run: bool) -> "Iterator[tuple[Compiled, BuildOptions, Store, FileDigests]]":
+def _compiled(
+    options: BuildOptions, *, anywhere: bool = False
+) -> "Iterator[tuple[Compiled, BuildOptions, Store, FileDigests]]":
     from mrp.compiler.compile import compile_workspace
 
     refuse_unknown(options)
@@ -109,11 +111,10 @@ def _compiled(options: BuildOptions, *, to_run: bool) -> "Iterator[tuple[Compile
                 config=options.config,
                 params=options.params,
                 digests=digests,
-                place=(lambda settings: place_of(_with_settings(options, vars(settings)))) if to_run else None,
+                place=None if anywhere else lambda settings: place_of(_with_settings(options, vars(settings))),
             )
         chosen = _with_settings(options, vars(compiled.settings))
-        if to_run:
-            refuse_unknown(chosen)
+        refuse_unknown(chosen)
         with Store.open(options.cache or cache_root()) as store:
             yield compiled, chosen, store, digests
 

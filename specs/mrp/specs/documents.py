@@ -263,6 +263,14 @@ class Limits(Document):
     pids: Positive = 256
     disk: Size = 2**30
     gpus: Gpus | None = None
+    resources: dict[str, Positive] = {}
+
+    @model_validator(mode="after")
+    def _other_resources(self) -> "Limits":
+        own = [name for name in self.resources if name.lower() in ("cpu", "gpu", "memory", "object_store_memory")]
+        if own:
+            raise ValueError(f"`{own[0]}` is no resource of one's own; use cpus, gpus and memory of the limits")
+        return self
 
 
 class AllowedHosts(Document):

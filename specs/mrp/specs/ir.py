@@ -37,7 +37,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Limits:
-    """cpus in cores, memory and disk in bytes, wall in seconds; gpus is (count, type) or None."""
+    """cpus in cores, memory and disk in bytes, wall in seconds; gpus is (count, type) or None; resources by name."""
 
     cpus: Decimal = Decimal(1)
     memory: int = 2 * 2**30
@@ -45,6 +45,7 @@ class Limits:
     pids: int = 256
     disk: int = 2**30
     gpus: tuple[int, str | None] | None = None
+    resources: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "pids": "Processes and threads at once.",
         "disk": "Bytes written to `/work`, `/out` and `/tmp` together.",
         "gpus": "GPUs.",
+        "resources": "Resources of a cluster by the names that its nodes give them; in no key.",
     },
     "AllowedHosts": {"allow": "`host:port` pairs; `*` stands for any part of a host name."},
     "Setup": {"run": "Commands, each as a list of words, run once in `/work`; the result is cached as a snapshot."},

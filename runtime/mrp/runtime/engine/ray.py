@@ -311,7 +311,7 @@ class _Call:
         inbox = line.open(call)
         limits = job.processes[0].box.limits if job.processes else _FIRST_NEED
         self._avoided = engine._avoided()
-        need = Need(limits.cpus, limits.memory, limits.gpus, self._avoided)
+        need = Need(limits.cpus, limits.memory, limits.gpus, limits.resources, self._avoided)
         line.say(Submit(call, need, packed(rest), self._secrets))
         over = False
         receiver = Receiver(store, engine._scratch)

@@ -33,11 +33,15 @@ _INHERITED = (
 
 @dataclass(frozen=True)
 class Need:
-    """What one job takes of a node: processors, bytes of memory, GPUs. `avoid`: ids of nodes that do not answer."""
+    """What one job takes of a node: processors, bytes of memory, GPUs, and resources that nodes have by name.
+
+    avoid: ids of nodes that do not answer.
+    """
 
     cpus: Decimal
     memory: int
     gpus: tuple[int, str | None] | None = None
+    resources: tuple[tuple[str, int], ...] = ()
     avoid: tuple[str, ...] = ()
 
 
@@ -114,6 +118,8 @@ class Cluster:
             options["num_gpus"] = count
         if kind is not None:
             options["accelerator_type"] = kind
+        if need.resources:
+            options["resources"] = dict(need.resources)
         nodes = self.nodes()
         fit = [node for node in nodes if not _missing(node, options)]
         if not fit:
@@ -172,6 +178,7 @@ def _missing(node: Mapping[str, Any], options: Mapping[str, Any]) -> Collection[
     wanted = {"CPU": options["num_cpus"], "memory": options["memory"], "GPU": options.get("num_gpus", 0)}
     if "accelerator_type" in options:
         wanted[f"accelerator_type:{options['accelerator_type']}"] = _ACCELERATOR_SHARE
+    wanted |= options.get("resources", {})
     return [name for name, amount in wanted.items() if has.get(name, 0) < amount]
 
 
@@ -180,6 +187,7 @@ def _explained(nodes: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
     wanted.append(f"{options['memory'] / 2**30:.3g} GiB of memory")
     if "num_gpus" in options:
         wanted.append(f"{options['num_gpus']} GPUs" + (f" of type {kind}" if (kind := _type(options)) else ""))
+    wanted += [f"{amount} of {name}" for name, amount in options.get("resources", {}).items()]
 
     def most(name: str) -> float:
         return max((float(node["Resources"].get(name, 0)) for node in nodes), default=0.0)
