@@ -111,6 +111,7 @@ FILES = {
               pids: 128
               disk: 1GiB
               gpus: {count: 1, type: A100}
+              resources: {scanner: 1}
             allow: [python3, ast-grep]
             setup: {run: [[git, init]]}
             env: {HOME: /work}
