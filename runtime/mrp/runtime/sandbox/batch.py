@@ -26,6 +26,9 @@ from mrp.specs.work import Completed, Process
 SLOW_SECONDS = 0.25
 """When an item takes longer, those that wait behind it are given back, for another slot to run them."""
 
+_LULL = 0.01
+"""So many seconds what short items say may wait, to be heard together: to wake for each takes as long as they do."""
+
 _FIRST_TICK, _TICK = 0.02, 0.1
 _GRACE = 1.0
 _READ = 1 << 18
@@ -72,7 +75,9 @@ class Batch:
         self._events = Events()
         self._counted_before = False
         self._by_hand = 0
-        self._poll = select.poll()
+        self._poll, self._only_wake = select.poll(), select.poll()
+        self._only_wake.register(wake.fileno(), select.POLLIN)
+        self._heard_at, self._lull = 0.0, 0.0
         for each in (self._slot.chunks, self._slot.channel.connection, wake):
             self._poll.register(each.fileno(), select.POLLIN)
         self._returned = False
@@ -88,6 +93,7 @@ class Batch:
         try:
             self._send()
             self._begin()
+            self._heard_at = self._started
             while self.settled < len(self._items) and not self._returned:
                 self._step()
         except BaseException:
@@ -152,6 +158,8 @@ class Batch:
 
     def _step(self) -> None:
         """Wait for whatever comes first: news, the wake, a limit."""
+        if self._lull:
+            self._only_wake.poll(self._lull * 1000)
         now = time.monotonic()
         until = min(self._next_look, self._deadline if self._kill_at is None else self._kill_at)
         ready = {descriptor for descriptor, _ in self._poll.poll(max(0.0, until - now) * 1000 + 1)}
@@ -180,7 +188,7 @@ class Batch:
         if self._pooled.in_memory and self._ran_out_of_memory():
             return True
         buffer = self._buffer + data if self._buffer else data
-        place, checked = 0, False
+        before, place, checked = self.settled, 0, False
         while len(buffer) - place >= 5 and self.settled < len(self._items) and not self._returned:
             end = place + 5 + int.from_bytes(buffer[place + 1 : place + 5], "big")
             if len(buffer) < end:
@@ -198,7 +206,14 @@ class Batch:
                 log = self._logs[kind]
                 log += frame[: max(0, LOG_BYTES + 1 - len(log))]
         self._buffer = buffer[place:]
+        self._lull = self._until_more(self.settled - before)
         return True
+
+    def _until_more(self, heard: int) -> float:
+        """For how many seconds not to listen, now that so many items ended since the last time."""
+        before, self._heard_at = self._heard_at, time.monotonic()
+        each = (self._heard_at - before) / heard if heard else _LULL
+        return min(_LULL, each * (len(self._items) - self.settled)) if each < _LULL else 0.0
 
     def _rest_returned(self, state: bytes) -> None:
         if state == b"ending":
@@ -219,6 +234,7 @@ class Batch:
                 return
             with suppress(OSError):
                 self._slot.chunks.sendall(GO)
+            self._heard_at = 0.0
             self._begin()
         else:
             self._counted_before = False
