@@ -4,10 +4,11 @@ import json
 import os
 import select
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from mrp.cache.digest import Digest
@@ -18,7 +19,7 @@ from mrp.runtime.sandbox.conclude import complete
 from mrp.runtime.sandbox.layout import Folders
 from mrp.runtime.sandbox.protocol import Cancelled
 from mrp.runtime.sandbox.pure import IN_MEMORY, Pooled
-from mrp.runtime.sandbox.slot import CHUNK, GO, ITEM, LOG_BYTES, RETURNED, STDERR, STDOUT, STOP
+from mrp.runtime.sandbox.slot import CHUNK, GO, ITEM, ITEM_ENDED, LOG_BYTES, RETURNED, STDERR, STDOUT, STOP
 from mrp.runtime.sandbox.supervise import Ended, Supervised, Wake, folder_bytes
 from mrp.runtime.sandbox.trees_inline import Inline, InlineTrees
 from mrp.specs.work import Completed, Process
@@ -32,6 +33,10 @@ _LULL = 0.01
 _FIRST_TICK, _TICK = 0.02, 0.1
 _GRACE = 1.0
 _READ = 1 << 18
+
+
+# Many items leave the same few names; nobody changes what was read.
+_trees: Callable[[bytes], Sequence[Any]] = lru_cache(256)(json.loads)
 
 
 @dataclass(frozen=True)
@@ -225,12 +230,11 @@ class Batch:
             self._give_back(len(self._items))
 
     def _item_ended(self, frame: bytes) -> None:
-        size = int.from_bytes(frame[:4], "big")
-        answer = json.loads(frame[4 : 4 + size])
+        exit_code, cpu, wall, rss, _, held, size = ITEM_ENDED.unpack_from(frame)
         item = self._items[self.settled]
-        if answer["held"]:
-            ended = Ended(answer["exit"], answer["cpu"], answer["rss"])
-            if not self._conclude_here(item, Supervised(ended, self._killed, *self._take_logs(), answer["wall"])):
+        if held:
+            done = Supervised(Ended(exit_code, cpu, rss), self._killed, *self._take_logs(), wall)
+            if not self._conclude_here(item, done):
                 return
             with suppress(OSError):
                 self._slot.chunks.sendall(GO)
@@ -238,15 +242,19 @@ class Batch:
             self._begin()
         else:
             self._counted_before = False
-            self._settle(self._concluded(item, answer, frame[4 + size :]))
+            data = ITEM_ENDED.size + size
+            trees = iter(_trees(frame[ITEM_ENDED.size : data]))
+            self._settle(self._concluded(item, trees, frame[data:], cpu, wall, rss))
         if self._killed is not None:
             # Those behind it may have been hit as well.
             self._slot.dead = self._returned = True
-        self._pooled.note_memory(answer["rss"])
+        self._pooled.note_memory(rss)
 
-    def _concluded(self, item: Item, answer: Mapping[str, Any], data: bytes) -> Completed:
+    def _concluded(
+        self, item: Item, trees: Iterator[Sequence[Any] | None], data: bytes, cpu: float, wall: float, rss: int
+    ) -> Completed:
         """An item that succeeded and left little: all is in its answer."""
-        process, outputs, trees = item.process, {}, iter(answer["trees"])
+        process, outputs = item.process, {}
         for point, given in zip(self._pooled.points, item.trees, strict=True):
             if point.path in process.outputs:
                 tree = next(trees)
@@ -261,9 +269,9 @@ class Batch:
             stdout=self._log(stdout),
             stderr=self._log(stderr),
             outputs=outputs,
-            wall_s=Decimal(f"{answer['wall']:.3f}"),
-            cpu_s=Decimal(f"{answer['cpu']:.3f}"),
-            max_rss=answer["rss"],
+            wall_s=Decimal(f"{wall:.3f}"),
+            cpu_s=Decimal(f"{cpu:.3f}"),
+            max_rss=rss,
             isolation=self._isolation,
         )
 

@@ -44,8 +44,9 @@ further item. The first is answered with a byte that carries the folders' descri
 STDOUT, STDERR, ITEM, RETURNED = b"o", b"e", b"i", b"r"
 """From process 1, each before a frame: a piece of a log; how an item ended; that the rest will not be run.
 
-The last one's frame is "running" when an item still runs, "waiting" when none does and the slot can be used further,
-"ending" when it cannot.
+An item's frame is ITEM_ENDED, then of that size the JSON of the trees that it left (null for one that is as it was
+given), unless it is held, then the bytes of their files. The last one's frame is "running" when an item still runs,
+"waiting" when none does and the slot can be used further, "ending" when it cannot.
 """
 
 LOG_BYTES = 16 * 2**20
@@ -53,6 +54,9 @@ LOG_BYTES = 16 * 2**20
 
 ROOM = 2**20
 """Bytes of outputs that process 1 hands over itself."""
+
+ITEM_ENDED = struct.Struct("=BddqqB3xI")
+"""Exit code, seconds of CPU and of wall time, bytes of memory and left in folders, whether the item is held, a size."""
 
 _PIECE = 1 << 20
 _ANSWER = struct.Struct("=Bdq")
@@ -103,6 +107,25 @@ def run_slot(
     os._exit(1)
 
 
+class Folder(NamedTuple):
+    """A folder of the slot: whether the worker may write to it, and whether what it wrote is kept."""
+
+    descriptor: int
+    writable: bool
+    kept: bool
+    tells_if_empty: bool
+
+    @classmethod
+    def open(cls, place: str, *, writable: bool = True, kept: bool = False) -> Folder:
+        """The empty folder at `place`."""
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return cls(descriptor, writable, writable and kept, slot_folders.tells_if_empty(descriptor))
+
+    def is_empty(self) -> bool:
+        """Whether it is empty for certain."""
+        return self.tells_if_empty and not os.fstat(self.descriptor).st_size
+
+
 class Keeper:
     """Process 1: it keeps the folders, and is the only one that talks to the backend.
 
@@ -118,8 +141,8 @@ class Keeper:
         self._logs = {ends.stdout: STDOUT, ends.stderr: STDERR}
         self._said = dict.fromkeys(self._logs, 0)
         self._place = place
-        self._extra = os.open(extra, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if extra else None
-        self._folders: list[tuple[int, bool, bool]] = []
+        self._extra = Folder.open(extra) if extra else None
+        self._folders: list[Folder] = []
         self._stopped = False
         # The order matters: what the worker wrote before its answer is seen when the answer is.
         self._poll = select.poll()
@@ -147,9 +170,8 @@ class Keeper:
     def _open_folders(self, folders: list[tuple[str, bool, bool]]) -> None:
         """Take note of each folder: its name, whether the worker may write to it, and whether it is kept."""
         for name, writable, kept in folders:
-            place = f"{self._place}/{name}"
-            self._folders.append((os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), writable, kept))
-        socket.send_fds(self._chunks, [FOLDERS_ARE], [folder for folder, _, _ in self._folders])
+            self._folders.append(Folder.open(f"{self._place}/{name}", writable=writable, kept=kept))
+        socket.send_fds(self._chunks, [FOLDERS_ARE], [folder.descriptor for folder in self._folders])
 
     def _chunk(self, frame: bytes) -> None:
         """Run the items of a frame: the size of a header in 4 bytes, the header in JSON, then all bytes it tells of.
@@ -169,9 +191,9 @@ class Keeper:
         for chosen, count in header["items"]:
             given = [None if number is None else trees[number] for number in chosen]
             try:
-                for (folder, writable, _), laid in zip(self._folders, given, strict=True):
+                for folder, laid in zip(self._folders, given, strict=True):
                     if laid is not None:
-                        slot_folders.lay(folder, laid[0], laid[1], writable=writable)
+                        slot_folders.lay(folder.descriptor, laid[0], laid[1], writable=folder.writable)
             except OSError:
                 self._give_back(b"ending")
                 self._end_all()
@@ -191,23 +213,16 @@ class Keeper:
         wall = time.monotonic() - started
         pieces: list[bytes] = []
         taken: list[Any] = []
-        empty: set[int] = set()
         used, held = 0, code != 0
+        empty = [folder.writable and folder.is_empty() for folder in self._folders]
         try:
             left = ROOM
-            for (folder, writable, kept), laid in zip(self._folders, given, strict=True):
-                if not writable:
-                    continue
-                if not kept:
-                    size = slot_folders.measure(folder)
-                    used += size
-                    if not size:
-                        empty.add(folder)
+            for folder, laid, is_empty in zip(self._folders, given, empty, strict=True):
+                if not folder.kept:
+                    used += slot_folders.measure(folder.descriptor) if folder.writable and not is_empty else 0
                     continue
                 own: list[bytes] = []
-                tree = slot_folders.take(folder, left, own)
-                if not tree:
-                    empty.add(folder)
+                tree = [] if is_empty else slot_folders.take(folder.descriptor, left, own)
                 used += slot_folders.counted(tree)
                 if laid is not None and tree == laid[0] and b"".join(own) == laid[1]:
                     taken.append(None)
@@ -218,20 +233,19 @@ class Keeper:
             held = held or used > room
         except (slot_folders.NotPlain, OSError, RecursionError):
             held = True
-        fields: dict[str, Any] = {"exit": code, "cpu": cpu, "rss": rss, "wall": wall, "used": used, "held": held}
-        if held:
-            pieces.clear()
-        else:
-            fields["trees"] = taken
-        header = json.dumps(fields).encode()
-        self._send(ITEM, len(header).to_bytes(4, "big") + header + b"".join(pieces))
+        trees = b"" if held else json.dumps(taken).encode()
+        ended = ITEM_ENDED.pack(code, cpu, wall, rss, used, held, len(trees))
+        self._send(ITEM, b"".join([ended, trees, *(() if held else pieces)]))
         if held:
             self._wait_for_go()
         try:
-            for folder, _, _ in self._folders:
-                slot_folders.clear(folder, is_empty=folder in empty and not held)
+            for folder, laid, is_empty in zip(self._folders, given, empty, strict=True):
+                if laid is not None and not folder.writable:
+                    slot_folders.unlay(folder.descriptor, laid[0])
+                else:
+                    slot_folders.clear(folder.descriptor, is_empty=is_empty and not held)
             if self._extra is not None:
-                slot_folders.clear(self._extra)
+                slot_folders.clear(self._extra.descriptor, is_empty=self._extra.is_empty())
         except (OSError, RecursionError):
             self._give_back(b"ending")
             self._end_all()

@@ -8,6 +8,7 @@ standard library is imported: this runs in the image's Python.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import Any
@@ -22,6 +23,7 @@ _TIME = 946684800 * 10**9
 _TIMES = (_TIME, _TIME)
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_PROBE = ".mrp"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -70,29 +72,41 @@ def take(folder: int, room: int, pieces: list[bytes], depth: int = 0) -> list[An
     for name in sorted(names):
         _check_text(name)
         room -= ENTRY_BYTES // 64
-        mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
-        if stat.S_ISREG(mode):
-            kind, data = _read(folder, name, room)
-            pieces.append(data)
-            room -= len(data)
-            tree.append([name, kind, len(data)])
-        elif stat.S_ISDIR(mode):
-            inner = os.open(name, _FOLDER, dir_fd=folder)
-            try:
-                before = len(pieces)
-                tree.append([name, "d", take(inner, room, pieces, depth + 1)])
-                room -= sum(map(len, pieces[before:]))
-            finally:
-                os.close(inner)
-        elif stat.S_ISLNK(mode):
+        try:
+            inner = os.open(name, _READ, dir_fd=folder)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
             target = os.readlink(name, dir_fd=folder)
             _check_text(target)
             tree.append([name, "l", target])
         else:
-            raise NotPlain
+            try:
+                status = os.fstat(inner)
+                before = len(pieces)
+                if stat.S_ISREG(status.st_mode):
+                    pieces.append(_content(inner, status.st_size, room))
+                    tree.append([name, "x" if status.st_mode & stat.S_IXUSR else "f", status.st_size])
+                elif stat.S_ISDIR(status.st_mode):
+                    tree.append([name, "d", take(inner, room, pieces, depth + 1)])
+                else:
+                    raise NotPlain
+                room -= sum(map(len, pieces[before:]))
+            finally:
+                os.close(inner)
         if room < 0:
             raise NotPlain
     return tree
+
+
+def tells_if_empty(folder: int) -> bool:
+    """Whether the size of this empty folder will tell if it is empty, as in memory, where it counts the entries."""
+    sizes = [os.fstat(folder).st_size]
+    os.mkdir(_PROBE, dir_fd=folder)
+    sizes.append(os.fstat(folder).st_size)
+    os.rmdir(_PROBE, dir_fd=folder)
+    sizes.append(os.fstat(folder).st_size)
+    return not sizes[0] and sizes[1] > 0 and not sizes[2]
 
 
 def counted(tree: list[Any]) -> int:
@@ -118,6 +132,20 @@ def measure(folder: int) -> int:
             finally:
                 os.close(inner)
     return total
+
+
+def unlay(folder: int, tree: list[Any]) -> None:
+    """Remove what `lay` made of `tree`, where nobody else could write."""
+    for name, kind, value in tree:
+        if kind == "d":
+            inner = os.open(name, _FOLDER, dir_fd=folder)
+            try:
+                unlay(inner, value)
+            finally:
+                os.close(inner)
+            os.rmdir(name, dir_fd=folder)
+        else:
+            os.unlink(name, dir_fd=folder)
 
 
 def clear(folder: int, *, is_empty: bool = False) -> None:
@@ -150,18 +178,13 @@ def _write(file: int, data: memoryview) -> None:
         data = data[os.write(file, data) :]
 
 
-def _read(folder: int, name: str, room: int) -> tuple[str, bytes]:
-    file = os.open(name, _READ, dir_fd=folder)
-    try:
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > room:
-            raise NotPlain
-        data = os.read(file, status.st_size + 1)
-        if len(data) != status.st_size:
-            raise NotPlain
-        return "x" if status.st_mode & stat.S_IXUSR else "f", data
-    finally:
-        os.close(file)
+def _content(file: int, size: int, room: int) -> bytes:
+    if size > room:
+        raise NotPlain
+    data = os.read(file, size + 1)
+    if len(data) != size:
+        raise NotPlain
+    return data
 
 
 def _check_text(text: str) -> None:
