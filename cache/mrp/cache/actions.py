@@ -29,7 +29,8 @@ class ActionEntry:
     """What an action left. `blobs` and `trees` are what a hit needs; the loss of `extra` does not spoil one.
 
     `extra`: logs, and the keys of other entries that are parts of this one. Both stay for as long as it does.
-    result: what later actions may depend on. byproducts: the attempts. preimage: the bytes whose hash is the key.
+    result: what later actions may depend on. byproducts: the attempts. Both may be Spelled in an entry that is only to
+    be committed. preimage: the bytes whose hash is the key.
     isolation: the level that was achieved. created: seconds since the epoch.
     """
 
@@ -113,15 +114,19 @@ def encode_rows(entries: Sequence[ActionEntry]) -> Rows:
             said, provenance = entry.provenance, canonical_text(entry.provenance)
         # Canonical JSON, with the members in order.
         body = (
-            f'{{"blobs":{canonical_text(entry.blobs)},"byproducts":{canonical_text(entry.byproducts)}'
-            f',"extra":{canonical_text(entry.extra)},"isolation":{quoted(entry.isolation)},"provenance":{provenance}'
-            f',"result":{canonical_text(entry.result)},"trees":{canonical_text(entry.trees)}}}'
+            f'{{"blobs":{_digests(entry.blobs)},"byproducts":{canonical_text(entry.byproducts)}'
+            f',"extra":{_digests(entry.extra)},"isolation":{quoted(entry.isolation)},"provenance":{provenance}'
+            f',"result":{canonical_text(entry.result)},"trees":{_digests(entry.trees)}}}'
         ).encode()
         name = bytes.fromhex(entry.key)
         created = float(entry.created)
         checksum = _checksum(name, created, entry.kind, body)
         rows.append((name, created, now, entry.kind, body, checksum, entry.preimage))
     return rows
+
+
+def _digests(digests: tuple[Digest, ...]) -> str:
+    return '["' + '","'.join(digests) + '"]' if digests else "[]"
 
 
 def insert_rows(connection: sqlite3.Connection, rows: Rows) -> list[ActionKey]:

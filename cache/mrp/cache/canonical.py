@@ -13,13 +13,19 @@ from typing import Any, TypeAlias
 from mrp.cache.digest import ActionKey, Digest, digest_bytes
 
 Json: TypeAlias = Any
-"""None, bool, int, Decimal, str, list/tuple of Json, mapping from str to Json."""
+"""None, bool, int, Decimal, str, list/tuple of Json, mapping from str to Json; Spelled, where it is only written."""
 
 KEY_VERSION = "mrp-key-1"
 """First component of every action key; raising it makes every older entry a miss."""
 
 _MAX_PLAIN_DIGITS = 40
 _PLAIN_INT = 10**_MAX_PLAIN_DIGITS
+
+class Spelled(str):
+    """The canonical text of a value, which stands for that value: its maker has spelled it out already."""
+
+    __slots__ = ()
+
 
 _quote = json.encoder.encode_basestring
 
@@ -82,6 +88,8 @@ def canonical_text(value: Json) -> str:
         return "false"
     if isinstance(value, int | Decimal):
         return number_text(value)
+    if kind is Spelled:
+        return str(value)
     if isinstance(value, str):
         return _quote(value)
     if isinstance(value, Mapping):

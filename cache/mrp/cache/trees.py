@@ -115,12 +115,17 @@ def _check_entry(name: str, entry: Entry) -> None:
         raise TreeError(f"The entry {name!r} has the kind {kind!r}; a tree holds only f, x, l and t.")
 
 
+_EMPTY = encode_node({})
+
+
 def put_flat(entries: Mapping[str, Entry], put: PutBytes) -> Digest:
     """Store the tree objects of a flat view and give the root's digest.
 
     Folders that a path needs need no entry of their own; a path of kind t is a whole tree that is stored already.
     Raises TreeError for bad paths and for a path that is a folder and something else, or a folder twice.
     """
+    if not entries:
+        return put(_EMPTY)
     folders: dict[tuple[str, ...], Node] = {(): {}}
     for path, entry in entries.items():
         *parents, name = path.split("/")

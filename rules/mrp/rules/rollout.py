@@ -77,6 +77,7 @@ class RolloutRule:
         self._reads_record = any(_reads_record(template) for template in self._templates.values())
         self._timeout = min(task.timeout or self._sandbox.box.limits.wall, self._sandbox.box.limits.wall)
         self._env = contract_env(None, task.params)
+        self._trial_ids = trial_ids(self._agent.digest, task.params, task.epoch)
         self._report = task.grade.result if task.grade is not None else None
         self._trial_shape = self._shape_of_trials()
         self._grade_shape = self._shape_of_grades()
@@ -198,8 +199,9 @@ class RolloutRule:
     def _trial_process(self, trial: _Trial) -> Process:
         task, agent, record, sample = self._task, self._agent, trial.record, trial.sample
         view = self._view(record)
-        seed = trial_seed(view, sample, task.seed)
-        identity = trial_id(view, agent.digest, task.params, sample, task.epoch)
+        seen = canonical_text(view)
+        seed = trial_seed(seen, sample, task.seed)
+        identity = trial_id(self._trial_ids, seen, sample)
         below = [tree for tree in (self._sandbox.setup, record.starter) if tree is not None]
         mounts = [
             *contract_mounts(self._store, view["task"], self._store.merge_trees(below) if len(below) > 1 else below[0])
@@ -426,20 +428,22 @@ class RolloutRule:
 
 
 _SEED = Shape({"language": LANGUAGE_VERSION}, "view", "sample", "seed")
-_TRIAL_ID = Shape({}, "view", "agent", "params", "sample", "epoch")
 
 
-def trial_seed(view: Mapping[str, Digest], sample: int, seed: int) -> int:
-    """63 bits from the language version, the agent's view of the record, the sample and the rollout's seed."""
-    text = _SEED.text({"view": canonical_text(view), "sample": str(sample), "seed": number_text(seed)})
+def trial_seed(view: str, sample: int, seed: int) -> int:
+    """63 bits from the language version, the canonical text of the agent's view, the sample and the rollout's seed."""
+    text = _SEED.text({"view": view, "sample": str(sample), "seed": number_text(seed)})
     return int.from_bytes(blake3(text.encode()).digest()[:8], "big") >> 1
 
 
-def trial_id(view: Mapping[str, Digest], agent: Digest, params: Mapping[str, Json], sample: int, epoch: int) -> str:
+def trial_ids(agent: Digest, params: Mapping[str, Json], epoch: int) -> Shape:
+    """What the ids of all trials of an agent, params and epoch have in common."""
+    return Shape({"agent": agent, "params": params, "epoch": epoch}, "view", "sample")
+
+
+def trial_id(shape: Shape, view: str, sample: int) -> str:
     """A stable id of 16 hex digits: the hash of agent's view, agent, params, sample and epoch."""
-    members = {"view": canonical_text(view), "agent": quoted(agent), "params": canonical_text(params)}
-    members |= {"sample": str(sample), "epoch": number_text(epoch)}
-    return digest_bytes(_TRIAL_ID.text(members).encode())[:16]
+    return digest_bytes(shape.text({"view": view, "sample": str(sample)}).encode())[:16]
 
 
 def _reads_record(template: Template) -> bool:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Literal
 
-from mrp.cache.canonical import Json, canonical_text, quoted
+from mrp.cache.canonical import Json, Spelled, canonical_text, number_text, quoted
 from mrp.cache.digest import ActionKey, Digest, digest_bytes
 
 
@@ -61,13 +61,19 @@ class Result:
 
     def digest(self) -> Digest:
         """Covers outcome, limit, outputs and values, in canonical form."""
+        return digest_bytes(self._text("").encode())
+
+    def spelled(self) -> Spelled:
+        """The canonical text of `to_json`."""
+        return Spelled(self._text(f'"reproducible":{"true" if self.reproducible else "false"},'))
+
+    def _text(self, after_outputs: str) -> str:
         outputs = [f'{quoted(name)}:{{"{ref.kind}":"{ref.digest}"}}' for name, ref in sorted(self.outputs.items())]
         limit = "null" if self.limit is None else quoted(self.limit)
-        text = (
-            f'{{"limit":{limit},"outcome":"{self.outcome.value}","outputs":{{{",".join(outputs)}}}'
-            f',"values":{canonical_text(self.values)}}}'
+        return (
+            f'{{"limit":{limit},"outcome":"{self.outcome.value}","outputs":{{{",".join(outputs)}}},{after_outputs}'
+            f'"values":{canonical_text(self.values) if self.values else "{}"}}}'
         )
-        return digest_bytes(text.encode())
 
     def to_json(self) -> Json:
         return {
@@ -146,6 +152,25 @@ class Byproducts:
                 "tokens": usage.tokens,
             },
         }
+
+    def spelled(self) -> Spelled:
+        """The canonical text of `to_json`."""
+        usage = self.usage
+        calls = f'"calls":{canonical_text(self.calls)},' if self.calls else ""
+        determinism = f'"determinism":{quoted(self.determinism)},' if self.determinism != "pure" else ""
+        stdout, stderr, diff, trajectory = (
+            "null" if digest is None else f'"{digest}"'
+            for digest in (self.stdout, self.stderr, self.diff, self.trajectory)
+        )
+        return Spelled(
+            f'{{"attempt":{self.attempt},{calls}{determinism}"diff":{diff},"exit_code":{canonical_text(self.exit_code)}'
+            f',"isolation":{quoted(self.isolation)}'
+            f',"metrics":{canonical_text(self.metrics) if self.metrics else "{}"},"reason":{quoted(self.reason)}'
+            f',"stderr":{stderr},"stdout":{stdout},"trajectory":{trajectory}'
+            f',"usage":{{"cpu_s":{number_text(usage.cpu_s)},"max_rss":{number_text(usage.max_rss)}'
+            f',"tokens":{number_text(usage.tokens)},"usd":{number_text(usage.usd)}'
+            f',"wall_s":{number_text(usage.wall_s)}}}}}'
+        )
 
     def blobs(self) -> list[Digest]:
         """The blobs that must be kept for `inspect` to show this attempt."""
