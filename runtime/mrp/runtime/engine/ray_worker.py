@@ -40,7 +40,7 @@ from mrp.runtime.sandbox.scratch import sweep
 from mrp.specs.errors import InfraError
 from mrp.specs.work import Completed, Process
 
-_LINGER = 0.05
+_LINGER = 0.15
 """What ends within so many seconds travels together: a message costs milliseconds of the machine, in four processes."""
 
 _MOST = 64 * 1024

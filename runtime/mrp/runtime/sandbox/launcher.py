@@ -27,6 +27,7 @@ MAX_DESCRIPTORS = 16
 DEVPTS_OPTIONS = "newinstance,ptmxmode=0666,mode=0620"
 
 _IP_FREEBIND = 15
+_FRAME = 1 << 14
 _BACKLOG = 512
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = {
@@ -101,6 +102,14 @@ def receive_frame(channel: socket.socket) -> bytes:
     """The bytes of the next message. Raises EOFError when the other end closed."""
     size = int.from_bytes(_receive(channel, 4), "big")
     return _receive(channel, size)
+
+
+def receive_only_frame(channel: socket.socket) -> bytes:
+    """The same, in one system call where that will do: nothing may follow the message until it is answered."""
+    data = channel.recv(_FRAME)
+    if len(data) < 4:
+        data += _receive(channel, 4 - len(data))
+    return data[4:] + _receive(channel, 4 + int.from_bytes(data[:4], "big") - len(data))
 
 
 def receive_descriptors(channel: socket.socket) -> list[int]:

@@ -16,6 +16,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
 from mrp.runtime.sandbox import kernel, slot_folders
@@ -30,6 +31,7 @@ from mrp.runtime.sandbox.launcher import (
     map_user,
     prepare_imports,
     receive_frame,
+    receive_only_frame,
     report,
     run_function,
 )
@@ -113,17 +115,23 @@ class Folder(NamedTuple):
     descriptor: int
     writable: bool
     kept: bool
-    tells_if_empty: bool
+    size_when_empty: int | None
 
     @classmethod
     def open(cls, place: str, *, writable: bool = True, kept: bool = False) -> Folder:
         """The empty folder at `place`."""
         descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        return cls(descriptor, writable, writable and kept, slot_folders.tells_if_empty(descriptor))
+        return cls(descriptor, writable, writable and kept, slot_folders.size_when_empty(descriptor))
 
     def is_empty(self) -> bool:
         """Whether it is empty for certain."""
-        return self.tells_if_empty and not os.fstat(self.descriptor).st_size
+        return self.size_when_empty is not None and os.fstat(self.descriptor).st_size == self.size_when_empty
+
+    def clear(self, tree: Sequence[Any]) -> None:
+        """Empty it of all that the worker made; `tree` is what was seen of it."""
+        with suppress(OSError):
+            slot_folders.unlay(self.descriptor, tree)
+        slot_folders.clear(self.descriptor, is_empty=self.is_empty())
 
 
 class Keeper:
@@ -213,16 +221,20 @@ class Keeper:
         wall = time.monotonic() - started
         pieces: list[bytes] = []
         taken: list[Any] = []
+        seen: dict[int, Sequence[Any]] = {}
         used, held = 0, code != 0
-        empty = [folder.writable and folder.is_empty() for folder in self._folders]
         try:
             left = ROOM
-            for folder, laid, is_empty in zip(self._folders, given, empty, strict=True):
+            for folder, laid in zip(self._folders, given, strict=True):
+                if not folder.writable:
+                    continue
+                is_empty = folder.is_empty()
                 if not folder.kept:
-                    used += slot_folders.measure(folder.descriptor) if folder.writable and not is_empty else 0
+                    used += 0 if is_empty else slot_folders.measure(folder.descriptor)
                     continue
                 own: list[bytes] = []
                 tree = [] if is_empty else slot_folders.take(folder.descriptor, left, own)
+                seen[folder.descriptor] = tree
                 used += slot_folders.counted(tree)
                 if laid is not None and tree == laid[0] and b"".join(own) == laid[1]:
                     taken.append(None)
@@ -239,13 +251,13 @@ class Keeper:
         if held:
             self._wait_for_go()
         try:
-            for folder, laid, is_empty in zip(self._folders, given, empty, strict=True):
+            for folder, laid in zip(self._folders, given, strict=True):
                 if laid is not None and not folder.writable:
                     slot_folders.unlay(folder.descriptor, laid[0])
                 else:
-                    slot_folders.clear(folder.descriptor, is_empty=is_empty and not held)
+                    folder.clear(seen.get(folder.descriptor, ()))
             if self._extra is not None:
-                slot_folders.clear(self._extra.descriptor, is_empty=self._extra.is_empty())
+                self._extra.clear(())
         except (OSError, RecursionError):
             self._give_back(b"ending")
             self._end_all()
@@ -320,10 +332,10 @@ def work(job: Job, channel: socket.socket, ends: Ends, function: Callable[[Mappi
     """Run each item that process 1 sends, a frame of JSON with env and cwd, and answer with its numbers."""
     prepare_imports(job)
     outputs = ((ends.stdout_writer, 1), (ends.stderr_writer, 2))
-    before = _cpu_seconds()
+    before, _ = _used()
     while True:
         try:
-            item: dict[str, Any] = json.loads(receive_frame(channel))
+            item: dict[str, Any] = json.loads(receive_only_frame(channel))
         except EOFError:
             os._exit(0)
         for descriptor, target in outputs:
@@ -331,8 +343,7 @@ def work(job: Job, channel: socket.socket, ends: Ends, function: Callable[[Mappi
         os.chdir(item["cwd"])
         code = flush_streams(run_function(item["env"], function))
         os.chdir("/")
-        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        after = _cpu_seconds()
+        after, rss = _used()
         channel.sendall(_ANSWER.pack(code, after - before, rss))
         before = after
 
@@ -352,9 +363,8 @@ def _reap_orphans(worker: int) -> None:
         os.waitpid(waiting.si_pid, 0)
 
 
-def _cpu_seconds() -> float:
-    total = 0.0
-    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-        usage = resource.getrusage(who)
-        total += usage.ru_utime + usage.ru_stime
-    return total
+def _used() -> tuple[float, int]:
+    """Seconds of CPU and the most bytes of memory until now."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    return seconds, own.ru_maxrss * 1024

@@ -99,14 +99,14 @@ def take(folder: int, room: int, pieces: list[bytes], depth: int = 0) -> list[An
     return tree
 
 
-def tells_if_empty(folder: int) -> bool:
-    """Whether the size of this empty folder will tell if it is empty, as in memory, where it counts the entries."""
+def size_when_empty(folder: int) -> int | None:
+    """The size of this folder, which is empty, where that tells of a folder that it has entries; else None."""
     sizes = [os.fstat(folder).st_size]
     os.mkdir(_PROBE, dir_fd=folder)
     sizes.append(os.fstat(folder).st_size)
     os.rmdir(_PROBE, dir_fd=folder)
     sizes.append(os.fstat(folder).st_size)
-    return not sizes[0] and sizes[1] > 0 and not sizes[2]
+    return sizes[0] if sizes[0] < sizes[1] and sizes[0] == sizes[2] else None
 
 
 def counted(tree: list[Any]) -> int:
@@ -135,7 +135,7 @@ def measure(folder: int) -> int:
 
 
 def unlay(folder: int, tree: list[Any]) -> None:
-    """Remove what `lay` made of `tree`, where nobody else could write."""
+    """Remove what `tree` says, and what it says alone. Raises OSError when something else is there."""
     for name, kind, value in tree:
         if kind == "d":
             inner = os.open(name, _FOLDER, dir_fd=folder)
