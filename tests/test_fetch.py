@@ -36,9 +36,16 @@ class Server:
     def __init__(self) -> None:
         self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
         self.asked: list[tuple[str, str | None]] = []
+        self.connections = 0
         server = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                server.connections += 1
+                super().setup()
+
             def do_GET(self) -> None:
                 server.asked.append((self.path, self.headers.get("Authorization")))
                 status, headers, body = server.answers.get(self.path, (404, {}, b""))
@@ -47,6 +54,8 @@ class Server:
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
+                # A body that is cut ends the connection, and so does a path that says so, without a word.
+                self.close_connection = "Content-Length" in headers or self.path == "/leaves"
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -111,6 +120,29 @@ def test_a_server_that_says_no_is_no_verdict_on_the_task(
     assert caught.value.retryable is retryable
 
 
+def test_a_connection_serves_all_downloads_of_a_thread_while_it_lasts(
+    store: Store, server: Server, tmp_path: Path
+) -> None:
+    for path in ("/a", "/b", "/leaves"):
+        server.answers[path] = (200, {}, path.encode())
+
+    def bring(path: str) -> int:
+        fetch(FetchSpec(url=server.address + path, sha256=sha256(path.encode())), tmp_path, store)
+        return server.connections
+
+    assert [bring(path) for path in ("/a", "/b", "/a")] == [1, 1, 1]
+    assert [bring(path) for path in ("/leaves", "/a", "/b")] == [1, 2, 2]
+    with pytest.raises(InfraError, match="answered 404"):
+        bring("/none")
+    assert bring("/a") == 3
+    with pytest.raises(BuildFailed, match="was pinned"):
+        fetch(FetchSpec(url=f"{server.address}/a", sha256="0" * 64), tmp_path, store)
+    with pytest.raises(BuildFailed, match="larger than the 1 bytes"):
+        fetch(FetchSpec(url=f"{server.address}/a", sha256="0" * 64, size=1), tmp_path, store)
+    # What was not read to its end is not taken for the next answer.
+    assert bring("/b") == 4
+
+
 def test_a_download_that_breaks_off_may_be_tried_again(store: Store, server: Server, tmp_path: Path) -> None:
     server.answers["/a"] = (200, {"Content-Length": "10"}, b"short")
     with pytest.raises(InfraError, match="the answer broke off 5 bytes before its end") as caught:
@@ -161,9 +193,20 @@ def test_a_secret_needs_a_value_and_https(store: Store, tmp_path: Path) -> None:
 
 def test_a_password_in_an_address_is_not_shown(store: Store, server: Server, tmp_path: Path) -> None:
     address = server.address.replace("//", "//user:hunter2@")
-    with pytest.raises(InfraError) as caught:
-        fetch(FetchSpec(url=f"{address}/a?token=hunter2", sha256="0" * 64), tmp_path, store)
-    assert "hunter2" not in str(caught.value)
+    for wrong in (address, address.rpartition(":")[0]):
+        with pytest.raises(InfraError, match="holds a password, which is not sent") as caught:
+            fetch(FetchSpec(url=f"{wrong}/a?token=hunter2", sha256="0" * 64), tmp_path, store)
+        assert "hunter2" not in str(caught.value)
+    assert server.asked == []
+
+
+def test_a_server_that_leads_to_no_address_is_no_verdict_on_the_task(
+    store: Store, server: Server, tmp_path: Path
+) -> None:
+    for leads in ("http://[", "file:///etc/passwd", "/a"):
+        server.answers["/a"] = (302, {"Location": leads}, b"")
+        with pytest.raises(InfraError, match=r"http://127\.0\.0\.1:\d+/a "):
+            fetch(FetchSpec(url=f"{server.address}/a", sha256="0" * 64), tmp_path, store)
 
 
 # -- archives ----------------------------------------------------------------------------------------------------
@@ -403,6 +446,7 @@ def test_a_fetched_file_has_a_plain_name(spec: FetchSpec, name: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "problem"),
     [
+        (FetchSpec(url="http://[/x"), "`url` 'http://[/x' is no address"),
         (FetchSpec(url="ftp://a.example/x"), "`url` 'ftp://a.example/x' must start with one of https://"),
         (FetchSpec(url="a.example/x"), "`url` 'a.example/x' must start with"),
         (FetchSpec(git="ext::sh -c id"), "`git` 'ext::sh -c id' must start with"),

@@ -161,6 +161,19 @@ def test_a_layer_cannot_add_to_the_contracts_own_places(tmp_path: Path, target: 
     place.build("//:img")
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [{"copy": {"a.txt": "/data", "b.txt": "/data/b"}}, {"links": {"/a": "b", "/a/c": "d"}}, {"links": {"/a": ""}}],
+    ids=["copy", "links", "link to nothing"],
+)
+def test_a_layer_that_is_no_tree_fails_with_its_kind(tmp_path: Path, layer: dict[str, Any]) -> None:
+    targets = {"img": {"kind": "image", "base": "scratch", "layers": [layer]}}
+    place = workspace(tmp_path, targets, {"a.txt": "", "b.txt": ""})
+    done = place.mrp("build", "//:img")
+    assert done.returncode == 1
+    assert f"a `{next(iter(layer))}` layer cannot be laid out" in done.stderr
+
+
 def test_packages_that_bring_different_files_to_one_place_are_refused(tmp_path: Path) -> None:
     packages = {"one": (make_deb({"bin/x": b"1"}), ()), "two": (make_deb({"usr/bin/x": b"2"}), ())}
     with served({f"/{name}.deb": data for name, (data, _) in packages.items()}) as (address, _):

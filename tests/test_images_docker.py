@@ -71,6 +71,8 @@ def dockerfile(folder: Path, shell: Place, text: str = DOCKERFILE) -> Place:
         "docker/Dockerfile": text,
         "docker/busybox": busybox(shell),
         "docker/z/file": "z\n",
+        "docker/z/notes": "private\n",
+        "docker/.dockerignore": "z/n*\nDockerfile\n",
     }
     place = workspace(folder, targets, files)
     (place.folder / "docker/busybox").chmod(0o755)
@@ -89,6 +91,7 @@ def test_a_dockerfile_is_built_without_network_and_kept_as_trees(
     assert found["made"] == b"made\n"
     assert found["nets"] == b"lo\n"
     assert found["context/z/file"] == b"z\n"
+    assert not {"context/z/notes", "context/Dockerfile"} & set(found)
     assert "removed" not in found
     digest = layout_digest(place)
     # Nothing of it stays in the engine, and nothing of the engine is needed again.

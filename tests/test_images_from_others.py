@@ -26,7 +26,7 @@ from support.serving import served
 from support.wheels import make_wheel, only, put_wheel
 
 from mrp.cache.store import Store
-from mrp.rules.locks import parse_deb_lock
+from mrp.rules.locks import applicable, parse_deb_lock, parse_requirements
 from mrp.runtime.images.unpacked import unpack_image
 from mrp.specs.errors import BuildFailed
 
@@ -226,6 +226,12 @@ def test_layers_that_remove_files_are_joined_with_those_below(tmp_path: Path) ->
         2,
         {"d/y": b"y", "e/new": b"n", "f/g": b"g", "top": b"t"},
     )
+    # A folder that is emptied stays, and one that is removed does not.
+    emptying = layer({"d/.wh.x": b"", "d/.wh.y": b"", "e/.wh..wh..opq": b"", ".wh.f": b""})
+    assert unpacked(tmp_path, layer({"d/x": b"", "d/y": b"", "e/s/z": b"", "f/g/h": b""}), emptying) == (
+        1,
+        {"d": b"", "e": b""},
+    )
     with pytest.raises(BuildFailed, match="leads out of it"):
         unpacked(tmp_path, layer({"../x": b""}))
     with pytest.raises(BuildFailed, match="no tar archive that can be read"):
@@ -286,6 +292,25 @@ def test_a_wheel_with_another_hash_or_for_another_python_is_refused(tmp_path: Pa
         done = build_with(place, links)
         assert done.returncode == 1
         assert "has none of the hashes" in done.stderr
+        place.write({"requirements.txt": put_wheel(links, "none", "1.0", b"none")})
+        done = build_with(place, links)
+        assert done.returncode == 1
+        assert "none 1.0 is no wheel that can be read" in done.stderr
+
+
+def test_lines_with_markers_hold_for_the_images_python_and_bring_a_package_once() -> None:
+    def bring(*markers: str) -> list[str]:
+        lines = [f"six==1.{n} {f'; {m}' if m else ''} --hash=sha256:{'0' * 64}" for n, m in enumerate(markers)]
+        return [one.version for one in applicable(parse_requirements("\n".join(lines).encode()), "3.11")]
+
+    assert bring("python_version < '3.11'", "python_version >= '3.11'") == ["1.1"]
+    assert bring("platform_release == ''", "implementation_version < '3.11'") == ["1.0"]  # nothing of this machine
+    for markers in (("", "python_version > '3'"), ("python_version > '2'", "python_version > '3'")):
+        with pytest.raises(BuildFailed, match=r"bring six for Python 3\.11"):
+            bring(*markers)
+    for marker in ("nonsense", "os_name ~= 'x'"):
+        with pytest.raises(BuildFailed, match=f"the marker `{marker}` in a requirements file cannot be read"):
+            bring(marker)
 
 
 # --- Debian -----------------------------------------------------------------------------------------------------

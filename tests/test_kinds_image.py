@@ -145,7 +145,7 @@ class Eater(Agent):
         getattr(self, ctx.params["what"])()
 
     def wall(self):
-        time.sleep(60)
+        time.sleep(600)
 
     def memory(self):
         data = bytearray(400 * 2**20)
@@ -155,38 +155,33 @@ class Eater(Agent):
     def pids(self):
         for n in range(200):
             if os.fork() == 0:
-                time.sleep(30)
+                time.sleep(600)
 
     def disk(self):
         open("big", "wb").write(b"x" * (64 * 2**20))
 """
 
 
-LIMITS = ["disk", "memory", "pids", "wall"]
+LIMITS = ["disk", "memory", "pids"]
 
 
 def test_a_trial_over_a_limit_says_which(tmp_path: Path) -> None:
-    limits = {"wall": "1s", "memory": "256MiB", "pids": 32, "disk": "16MiB"}
+    eat = {"kind": "rollout", "over": ":one", "agent": ":eater", "grade": {"command": ["true"]}}
     targets: Targets = {
         "one": ASK,
-        "box": {"kind": "sandbox", "limits": limits},
+        "small": {"kind": "sandbox", "limits": {"wall": "10m", "memory": "256MiB", "pids": 32, "disk": "16MiB"}},
+        "hasty": {"kind": "sandbox", "limits": {"wall": "1s"}},
         "eater": {"kind": "agent", "version": "1", "entry": "eater:Eater"},
-        "eat": {
-            "kind": "rollout",
-            "over": ":one",
-            "agent": ":eater",
-            "sandbox": ":box",
-            "matrix": {"what": LIMITS},
-            "grade": {"command": ["true"]},
-        },
-        "all": {"kind": "reduction", "of": ["eat"], "reducer": "count", "group_by": ["what"]},
-        "rows": {"kind": "reduction", "of": ["eat"], "reducer": "concat"},
+        "eat": {**eat, "sandbox": ":small", "matrix": {"what": LIMITS}},
+        "wait": {**eat, "sandbox": ":hasty", "matrix": {"what": ["wall"]}},
+        "all": {"kind": "reduction", "of": ["eat", "wait"], "reducer": "count", "group_by": ["what"]},
+        "rows": {"kind": "reduction", "of": ["eat", "wait"], "reducer": "concat"},
     }
     ws = workspace(tmp_path, targets, {"eater.py": EATER})
     report = ws.build("//:rows", "//:all")
     rows = ws.output("rows/result.json")["rows"]
     assert {row["matrix"]["what"]: (row["outcome"], row["limit"]) for row in rows} == {
-        what: ("limit", what) for what in LIMITS
+        what: ("limit", what) for what in [*LIMITS, "wall"]
     }
     assert all(row["rewards"] == {"reward": 1} for row in rows), "what was left is graded all the same"
     assert report["targets"]["//:rows"]["reproducible"] is False, "a wall limit depends on the machine"
@@ -194,14 +189,14 @@ def test_a_trial_over_a_limit_says_which(tmp_path: Path) -> None:
         (line["kind"], line["label"]) for line in map(json.loads, ws.digests().splitlines()) if not line["reproducible"]
     }
     assert marked == {
-        ("trial", "//:eat@what=wall"),
-        ("grade", "//:eat@what=wall"),
+        ("trial", "//:wait@what=wall"),
+        ("grade", "//:wait@what=wall"),
         ("reduction", "//:rows"),
         ("reduction", "//:all"),
     }
     assert ws.build("//:rows")["executed"] == 0, "limits are results"
     ws.build("//:rows", "--retry-limits")
-    assert ("trial", "//:eat@what=wall") in [(kind, label) for kind, label, _ in ws.executed()]
+    assert ("trial", "//:wait@what=wall") in [(kind, label) for kind, label, _ in ws.executed()]
     assert ("trial", "//:eat@what=disk") not in [(kind, label) for kind, label, _ in ws.executed()]
 
 

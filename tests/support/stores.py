@@ -35,7 +35,7 @@ def settle() -> None:
 def run_python(script: str, *arguments: str | Path, prefix: tuple[str, ...] = ()) -> str:
     """Run a script in another process and give what it prints; the test fails when the script does."""
     done = subprocess.run(
-        [*prefix, sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=60
+        [*prefix, sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

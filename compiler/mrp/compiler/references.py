@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from posixpath import dirname, join
+from posixpath import dirname, join, normpath
 
 from mrp.compiler.declare import Unit
 from mrp.compiler.globs import EntryKind, WorkspaceTree
 from mrp.specs.documents import Dataset, Document, LabelRef, Operator
-from mrp.specs.errors import Span
+from mrp.specs.errors import Span, safe_relative
 from mrp.specs.expectation import Type, document_fields
 from mrp.specs.yaml import Node
 
@@ -134,16 +134,24 @@ def _single_files(unit: Unit, tree: WorkspaceTree) -> Iterator[FileUse]:
         if base is not None and isinstance(base.value, dict):
             yield from one(base.value.get("dockerfile"), "base", "dockerfile")
             context = base.value.get("context")
-            pattern = "**" if context is None or context.value in (".", "./") else str(context.value)
-            yield FileUse(("base", "context"), pattern, (context or base).span)
+            yield from _context(unit, tree, "." if context is None else str(context.value), (context or base).span)
         elif base is not None and isinstance(base.value, str) and (file := dockerfile_of(base.value)) is not None:
             yield FileUse(("base", "dockerfile"), file, base.span, Want.FILE)
-            yield FileUse(("base", "context"), dirname(file) or "**", base.span)
+            yield from _context(unit, tree, dirname(file) or ".", base.span)
         for number, layer in enumerate(_items(_at(unit.node, "layers"))):
             for field in ("pip", "npm", "lock", "tar"):
                 node = _at(layer, field)
                 if node is not None and isinstance(node.value, str) and "://" not in node.value:
                     yield from one(node, "layers", number, field)
+
+
+def _context(unit: Unit, tree: WorkspaceTree, folder: str, span: Span) -> Iterator[FileUse]:
+    """The files of a Dockerfile's context; its .dockerignore is one, although it is hidden."""
+    yield FileUse(("base", "context"), "**" if folder in (".", "./") else folder, span)
+    ignore = normpath(join(folder, ".dockerignore"))
+    path = join(unit.package, ignore)
+    if safe_relative(path) is not None and tree.entries(dirname(path)).get(".dockerignore") is EntryKind.FILE:
+        yield FileUse(("base", "context", 0), ignore, span, Want.FILE)
 
 
 def _patterns(unit: Unit) -> Iterator[tuple[Location, Node, str]]:

@@ -6,7 +6,7 @@ So its key holds the pin and the name of the file, never the address: another mi
 import posixpath
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from mrp.cache.canonical import Json
 from mrp.specs.errors import safe_relative
@@ -31,10 +31,13 @@ class Fetch:
 def check_fetch(spec: FetchSpec) -> list[str]:
     """What is wrong with a fetch as declared, one sentence each; for the compiler."""
     problems = []
-    if spec.url is not None and urlsplit(spec.url).scheme not in _SCHEMES:
-        problems.append(f"`url` {spec.url!r} must start with one of {', '.join(f'{s}://' for s in _SCHEMES)}")
-    if spec.git is not None and urlsplit(spec.git).scheme not in _GIT_SCHEMES:
-        problems.append(f"`git` {spec.git!r} must start with one of {', '.join(f'{s}://' for s in _GIT_SCHEMES)}")
+    for name, address, schemes in (("url", spec.url, _SCHEMES), ("git", spec.git, _GIT_SCHEMES)):
+        if address is None:
+            continue
+        if (parts := _parts(address)) is None:
+            problems.append(f"`{name}` {address!r} is no address")
+        elif parts.scheme not in schemes:
+            problems.append(f"`{name}` {address!r} must start with one of {', '.join(f'{s}://' for s in schemes)}")
     if spec.pypi is not None and not _PYPI.match(spec.pypi):
         problems.append(f"`pypi` {spec.pypi!r} must name one version, like example==1.2.0")
     if spec.path is not None and safe_relative(spec.path) is None:
@@ -60,5 +63,14 @@ def file_name(spec: FetchSpec) -> str:
     """The name that a downloaded file has in its tree, which says what it is packed with (see mrp.rules.formats)."""
     if spec.pypi is not None:
         return spec.pypi.replace("==", "-") + ".whl"
-    name = posixpath.basename(spec.path or unquote(urlsplit(spec.url or "").path))
+    parts = _parts(spec.url or "")
+    name = posixpath.basename(spec.path or unquote(parts.path if parts is not None else ""))
     return name if safe_relative(name) is not None else "download"
+
+
+def _parts(address: str) -> SplitResult | None:
+    """None for what is no address."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return None

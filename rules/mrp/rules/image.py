@@ -13,10 +13,20 @@ from typing import Any, TypeAlias
 
 from mrp.cache.canonical import Json, parse_canonical
 from mrp.cache.digest import Digest
-from mrp.cache.store import Entry, Store
+from mrp.cache.errors import TreeError
+from mrp.cache.store import Entry
 from mrp.rules.action import Action, ActionKind, make_action, put_description
+from mrp.rules.docker_context import docker_context
 from mrp.rules.fetching import Fetch, fetch_preimage
-from mrp.rules.locks import Deb, DebLock, Requirement, canonical_name, parse_deb_lock, parse_requirements
+from mrp.rules.locks import (
+    Deb,
+    DebLock,
+    Requirement,
+    applicable,
+    canonical_name,
+    parse_deb_lock,
+    parse_requirements,
+)
 from mrp.rules.rule import ImageValue, NoAction, Rule, RuleContext, Settled, needed
 from mrp.specs.errors import BuildFailed, InfraError
 from mrp.specs.ir import FetchSpec, Files, ImageTask, LayerSpec
@@ -199,7 +209,7 @@ class ImageRule:
         base = self._task.base
         if isinstance(base, Mapping):
             tree = self._context.files_tree(self._task.context)
-            context, name = _normalised(tree, base["context"], base["dockerfile"], self._context.store)
+            context, name = docker_context(tree, base["context"], base["dockerfile"], self._context.store)
             built = BuildDockerfile(context, name, _platform())
             preimage = {"version": DOCKERFILE_VERSION, "context": context, "dockerfile": name}
             yield self._action(ActionKind.IMAGE, _BASE, {**preimage, "platform": built.platform}, built)
@@ -329,32 +339,11 @@ class ImageRule:
         for tree in trees:
             yield from store.read_tree(tree)
 
-    def _fitting(self, requirements: Iterable[Requirement]) -> list[Requirement]:
+    def _fitting(self, requirements: list[Requirement]) -> list[Requirement]:
         """Those whose markers hold for the image's Python."""
-        requirements = list(requirements)
         if not any(one.marker for one in requirements):
             return requirements
-        try:
-            from packaging.markers import InvalidMarker, Marker
-        except ImportError:
-            raise InfraError(
-                "markers in a requirements file need `pip install 'mrp-build[images]'`", retryable=False
-            ) from None
-        version, _ = self._python()
-        environment = {
-            "implementation_name": "cpython",
-            "os_name": "posix",
-            "platform_machine": platform.machine(),
-            "platform_python_implementation": "CPython",
-            "platform_system": "Linux",
-            "python_full_version": f"{version}.0",
-            "python_version": version,
-            "sys_platform": "linux",
-        }
-        try:
-            return [one for one in requirements if not one.marker or Marker(one.marker).evaluate(environment)]
-        except InvalidMarker as error:
-            raise BuildFailed(f"a marker in a requirements file cannot be read: {error}") from None
+        return applicable(requirements, self._python()[0])
 
 
 def _address(layer: LayerSpec) -> str | None:
@@ -367,16 +356,6 @@ def _platform() -> str:
     return f"linux/{_ARCHITECTURES.get(machine, machine)}"
 
 
-def _normalised(tree: Digest, folder: str, dockerfile: str, store: Store) -> tuple[Digest, str]:
-    """The context as Docker sees it, with the Dockerfile at its own place in it or, from outside, under a free name."""
-    entries = store.read_tree(tree)
-    prefix = f"{folder}/" if folder else ""
-    context = {path.removeprefix(prefix): entry for path, entry in entries.items() if path.startswith(prefix)}
-    name = dockerfile.removeprefix(prefix) if dockerfile.startswith(prefix) else ".mrp.Dockerfile"
-    context[name] = entries[dockerfile]
-    return store.put_tree(context), name
-
-
 def _copied(layer: LayerSpec, context: RuleContext) -> Digest:
     entries: dict[str, Entry] = {}
     for destination, files, strip in layer.copy:
@@ -384,4 +363,7 @@ def _copied(layer: LayerSpec, context: RuleContext) -> Digest:
         for path, entry in context.store.read_tree(context.files_tree(files)).items():
             inner = path if not strip else "" if path == strip else path.removeprefix(f"{strip}/")
             entries[posixpath.join(folder, inner) if inner else folder] = entry
-    return context.store.put_tree(entries)
+    try:
+        return context.store.put_tree(entries)
+    except TreeError as error:
+        raise BuildFailed(f"a `copy` layer cannot be laid out: {error}") from None

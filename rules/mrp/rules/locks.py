@@ -1,12 +1,13 @@
 """Locks: the files in which a workspace pins what others publish, Debian packages and Python wheels."""
 
 import json
+import platform
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mrp.specs.errors import BuildFailed
+from mrp.specs.errors import BuildFailed, InfraError
 from mrp.specs.suggest import did_you_mean
 
 LOCK_VERSION = 1
@@ -15,7 +16,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(?<!-)\Z")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+:~-]*\Z")
 _PINNED = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:\[[^\]]*\])?==([A-Za-z0-9][A-Za-z0-9.!+_-]*)\Z")
-_NO_REQUIREMENT = ("--index-url", "--extra-index-url", "-i ", "--only-binary", "--require-hashes")
+_NO_REQUIREMENT = (
+    *("--index-url", "--extra-index-url", "-i ", "--find-links", "-f ", "--trusted-host"),
+    *("--only-binary", "--require-hashes"),
+)
+"""Lines that say where and how pip is to look; that is for pip's own configuration to say."""
 _HASH = re.compile(r"--hash[= ]sha256:([0-9a-f]{64})(?=\s|\Z)")
 
 
@@ -112,6 +117,39 @@ def parse_requirements(data: bytes) -> list[Requirement]:
         if name in found and not requirement.marker:
             raise BuildFailed(f"the requirements file names {requirement.name} twice; keep one line")
         found[f"{name};{requirement.marker}" if requirement.marker else name] = requirement
+    return list(found.values())
+
+
+def applicable(requirements: Iterable[Requirement], python: str) -> list[Requirement]:
+    """Those whose markers hold for CPython of this version (`3.11`) on Linux. Raises BuildFailed, InfraError."""
+    try:
+        from packaging.markers import Marker
+    except ImportError:
+        message = "markers in a requirements file need `pip install 'mrp-build[images]'`"
+        raise InfraError(message, retryable=False) from None
+    environment = {
+        "implementation_name": "cpython",
+        "implementation_version": f"{python}.0",
+        "os_name": "posix",
+        "platform_machine": platform.machine(),
+        "platform_python_implementation": "CPython",
+        "platform_release": "",
+        "platform_system": "Linux",
+        "platform_version": "",
+        "python_full_version": f"{python}.0",
+        "python_version": python,
+        "sys_platform": "linux",
+    }
+    found: dict[str, Requirement] = {}
+    for one in requirements:
+        try:
+            holds = not one.marker or Marker(one.marker).evaluate(environment)
+        # packaging's own: of a marker that is none, or compares what cannot be compared.
+        except ValueError as error:
+            reason = str(error).partition("\n")[0]
+            raise BuildFailed(f"the marker `{one.marker}` in a requirements file cannot be read: {reason}") from None
+        if holds and found.setdefault(canonical_name(one.name), one) != one:
+            raise BuildFailed(f"two lines of a requirements file bring {one.name} for Python {python}; keep one")
     return list(found.values())
 
 

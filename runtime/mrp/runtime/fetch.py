@@ -95,20 +95,25 @@ def _file_tree(spec: FetchSpec, file: Path, store: Store, *, unpack: bool) -> Di
 def _download(spec: FetchSpec, url: str, file: Path, token: str | None) -> Path:
     import http.client
     from urllib.error import HTTPError, URLError
-    from urllib.request import Request, urlopen
+    from urllib.request import Request
 
+    from mrp.runtime.connections import opened
+
+    if "@" in urlsplit(url).netloc:
+        message = f"the address of {_shown(spec)} holds a password, which is not sent; declare it as a `secret`"
+        raise InfraError(message, retryable=False)
     request = Request(url, headers={"User-Agent": "mrp"})
     if token is not None:
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
-        with urlopen(request, timeout=_ANSWER_TIMEOUT) as answer, file.open("wb") as target:
+        with opened(request, _ANSWER_TIMEOUT) as answer, file.open("wb") as target:
             _copy(spec, answer, target)
             left = getattr(answer, "length", None)
     except HTTPError as error:
         retryable = error.code >= 500 or error.code in _TRY_LATER
         hint = _RELOCK if error.code in _GONE and url.endswith(".deb") else ""
         raise InfraError(f"{_shown(spec)} answered {error.code} {error.reason}{hint}", retryable=retryable) from None
-    except (URLError, http.client.HTTPException, OSError) as error:
+    except (URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = error.reason if isinstance(error, URLError) else error
         raise InfraError(f"{_shown(spec)} cannot be downloaded: {reason}; build again when it can") from None
     if left:

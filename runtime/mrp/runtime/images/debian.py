@@ -11,14 +11,8 @@ from typing import IO
 
 from mrp.cache.digest import Digest
 from mrp.cache.store import Entry, Store
-from mrp.runtime.images.members import (
-    BUFFER,
-    content_at_fault,
-    open_zstd,
-    read_members,
-    through_links,
-    without_empty_parents,
-)
+from mrp.runtime.archives import content_at_fault, open_tar
+from mrp.runtime.images.members import open_zstd, read_members, through_links, without_empty_parents
 from mrp.specs.errors import BuildFailed
 
 MERGED = ("bin", "lib", "lib32", "lib64", "libo32", "libx32", "sbin")
@@ -95,12 +89,13 @@ def _data(stream: IO[bytes], name: str) -> Iterator[tarfile.TarFile]:
         raise ValueError("it does not begin as one")
     while header := stream.read(_HEADER):
         member = header[:16].decode("ascii", "replace").strip().rstrip("/")
-        size = int(header[48:58])
+        if (size := int(header[48:58])) < 0:
+            raise ValueError(f"it has a member of {size} bytes")
         if not member.startswith("data.tar"):
             stream.seek(size + size % 2, 1)
             continue
         packed = open_zstd(stream, name) if member == "data.tar.zst" else stream
-        with tarfile.open(fileobj=packed, mode="r|*", bufsize=BUFFER) as archive:
+        with open_tar(packed, "r|*") as archive:
             yield archive
         return
     raise ValueError("it holds no data.tar")

@@ -35,7 +35,7 @@ def build_dockerfile(work: BuildDockerfile, store: Store) -> UnpackedImage:
             try:
                 return _saved(client, identity, store)
             finally:
-                client.api.remove_image(identity, force=True)
+                _remove(client, identity)
     except requests.exceptions.RequestException as error:
         raise InfraError(f"the Docker engine does not answer: {error}") from None
 
@@ -77,6 +77,13 @@ def _build(client: Any, context: IO[bytes], work: BuildDockerfile) -> str:
         if error.is_client_error():
             raise BuildFailed(f"Docker refuses the Dockerfile: {error.explanation}") from None
         raise InfraError(f"the Docker engine failed: {error.explanation}") from None
+
+
+def _remove(client: Any, identity: str) -> None:
+    """A Dockerfile of nothing but FROM makes the base itself, which has a name and stays."""
+    described = client.api.inspect_image(identity)
+    if not described.get("RepoTags") and not described.get("RepoDigests"):
+        client.api.remove_image(identity, force=True)
 
 
 def _identity(messages: Iterable[dict[str, Any]]) -> str:

@@ -6,17 +6,16 @@ Layers over a host image lie in folders that the machine's own system does not f
 (see mrp.runtime.images.portable) lie anywhere but in the contract's own places.
 """
 
-import hashlib
 import posixpath
-import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from mrp.cache.canonical import Json, canonical_bytes, parse_canonical
 from mrp.cache.digest import Digest
 from mrp.cache.store import Entry, Store
 from mrp.rules.image import Layer, MakeImage
+from mrp.runtime.archives import content_at_fault, open_tar
 from mrp.runtime.images.host import HOST_FOLDERS
-from mrp.runtime.images.members import content_at_fault, read_members, through_links, without_empty_parents
+from mrp.runtime.images.members import read_members, sha256_of, through_links, without_empty_parents
 from mrp.specs.errors import BuildFailed, InfraError
 from mrp.specs.work import OUT, SOLUTION, TASK, WORK
 
@@ -32,12 +31,6 @@ def make_image(work: MakeImage, store: Store) -> Digest:
     Raises BuildFailed for layers that cannot be laid out, InfraError for kinds that no backend here can build.
     """
     return store.put_bytes(canonical_bytes(resolve_image(work.base, work.layers, work.env, work.user, store)))
-
-
-def image_layers(image: Digest, store: Store) -> list[Digest]:
-    """The trees of an image's layers, lowest first, by the digest of its description."""
-    description: Json = parse_canonical(store.get_bytes(image))
-    return [Digest(tree) for tree in description["layers"]]
 
 
 def resolve_image(base: Json, layers: Sequence[Layer], env: Mapping[str, str], user: str, store: Store) -> Json:
@@ -64,10 +57,10 @@ def layer_tree(kind: str, value: Json, files: Digest, store: Store) -> Digest:
     if kind in ("copy", "base"):
         return files
     if kind == "dirs":
-        return store.put_tree({_relative(path): Entry("d") for path in _listed(value, "dirs")})
+        return store.put_tree({_relative(path): Entry("d") for path in value})
     if kind == "links":
-        links = value.get("links", value)
-        return store.put_tree({_relative(path): Entry("l", target=target) for path, target in links.items()})
+        with content_at_fault("a `links` layer cannot be laid out"):
+            return store.put_tree({_relative(path): Entry("l", target=target) for path, target in value.items()})
     if kind == "tar":
         return _tar_tree(value, files, store)
     if kind == "deb":
@@ -135,27 +128,19 @@ def _relative(path: str) -> str:
     return normal.lstrip("/")
 
 
-def _listed(value: Json, name: str) -> Iterable[str]:
-    return list(value[name] if isinstance(value, Mapping) else value)
-
-
 def _tar_tree(value: Json, files: Digest, store: Store) -> Digest:
     archives = [(path, entry) for path, entry in store.read_tree(files).items() if entry.digest is not None]
     if len(archives) != 1:
         raise BuildFailed(f"a tar layer needs exactly one archive, not {len(archives)}")
     name, entry = archives[0]
     assert entry.digest is not None
-    with store.open_blob(entry.digest) as stream:
-        hasher = hashlib.sha256()
-        while chunk := stream.read(1 << 20):
-            hasher.update(chunk)
-    found = hasher.hexdigest()
+    found = sha256_of(entry.digest, store)
     if found != value["sha256"]:
         raise BuildFailed(f"{name} has the sha256 {found}, not {value['sha256']}; correct one of them")
     with (
         content_at_fault(f"{name} is no tar archive that can be read"),
         store.open_blob(entry.digest) as stream,
-        tarfile.open(fileobj=stream, mode="r:*") as archive,
+        open_tar(stream, "r:*") as archive,
     ):
         entries: dict[str, Entry] = {}
         for path, member in read_members(archive, name, store):

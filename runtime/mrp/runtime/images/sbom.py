@@ -3,7 +3,6 @@
 It holds no time and nothing random, so that the same image has the same one.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from uuid import UUID
 from mrp.cache.digest import Digest
 from mrp.cache.store import Store
 from mrp.rules.image import Layer, MakeImage
+from mrp.runtime.images.members import sha256_of
 from mrp.specs.errors import InfraError
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def _of_layer(layer: Layer, store: Store) -> "Iterator[Component]":
             assert entry.digest is not None
             name, version, *_ = file.split("-")
             name = name.replace("_", "-").lower()
-            sha256 = hashlib.sha256(store.get_bytes(entry.digest)).hexdigest()
-            yield _component(f"pkg:pypi/{name}", name, version, sha256)
+            yield _component(f"pkg:pypi/{name}", name, version, sha256_of(entry.digest, store))
 
 
 def _component(

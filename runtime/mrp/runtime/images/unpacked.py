@@ -2,14 +2,14 @@
 
 import json
 import posixpath
-import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
 from mrp.cache.digest import Digest
 from mrp.cache.store import Entry, Store
-from mrp.runtime.images.members import BUFFER, content_at_fault, read_members, without_empty_parents
+from mrp.runtime.archives import content_at_fault, open_tar
+from mrp.runtime.images.members import read_members, without_empty_parents
 from mrp.specs.errors import BuildFailed
 
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
@@ -50,7 +50,7 @@ def _read_layer(open_layer: OpenLayer, name: str, store: Store) -> tuple[dict[st
     with (
         content_at_fault(f"a layer of {name} is no tar archive that can be read"),
         open_layer() as stream,
-        tarfile.open(fileobj=stream, mode="r|*", bufsize=BUFFER) as archive,
+        open_tar(stream, "r|*") as archive,
     ):
         for path, entry in read_members(archive, f"a layer of {name}", store, devices=True):
             folder, base = posixpath.split(path)
@@ -77,7 +77,10 @@ def _kept(
             return False
         return "" not in emptied and not (entry.kind != "d" and path in folders)
 
-    return {path: entry for path, entry in below.items() if stays(path, entry)}
+    kept = {path: entry for path, entry in below.items() if stays(path, entry)}
+    # Folders that lose all that they hold stay, and no entry of a tree says so yet.
+    left = {parent for path in below.keys() - kept.keys() for parent in _parents(path)}
+    return {**{path: Entry("d") for path in left if path not in entries and stays(path, Entry("d"))}, **kept}
 
 
 def _parents(path: str) -> list[str]:
@@ -91,6 +94,13 @@ def _environment(config: bytes, name: str) -> dict[str, str]:
     try:
         document: Any = json.loads(config)
         listed: list[str] = (document.get("config") or {}).get("Env") or []
-        return {key: value for key, _, value in (variable.partition("=") for variable in listed)}
-    except (ValueError, AttributeError, TypeError) as error:
+        return dict(map(_variable, listed))
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BuildFailed(f"the configuration of {name} cannot be read: {error}") from error
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    if not name or "\0" in text or not text.encode():
+        raise ValueError(f"{text!r} is no variable")
+    return name, value

@@ -13,6 +13,7 @@ from pathlib import Path
 from mrp.cache.digest import Digest
 from mrp.cache.store import Entry, Store
 from mrp.rules.image import FetchWheel
+from mrp.runtime.archives import content_at_fault
 from mrp.specs.errors import BuildFailed, InfraError
 
 _LEGACY = {"2.17": "manylinux2014", "2.12": "manylinux2010", "2.5": "manylinux1"}
@@ -44,6 +45,8 @@ def unpack_wheels(files: Digest, folder: str, store: Store) -> Digest:
 
     Their programs come into /usr/local/bin. Raises BuildFailed for what is no wheel, InfraError without `installer`.
     """
+    import configparser
+
     try:
         from installer import install
         from installer.destinations import SchemeDictionaryDestination
@@ -64,13 +67,14 @@ def unpack_wheels(files: Digest, folder: str, store: Store) -> Digest:
         )
         for name, entry in store.read_tree(files).items():
             assert entry.digest is not None
-            try:
-                with _named(name, entry.digest, store) as file, WheelFile.open(file) as wheel:
-                    install(wheel, target, {"INSTALLER": b"mrp"})
-            except FileExistsError as error:
-                raise BuildFailed(f"{name} brings a file that another wheel of the layer has: {error}") from None
-            except (InstallerError, ValueError, OSError, KeyError) as error:
-                raise BuildFailed(f"{name} is no wheel that can be laid out: {error}") from error
+            with content_at_fault(f"{name} is no wheel that can be laid out"):
+                try:
+                    with _named(name, entry.digest, store) as file, WheelFile.open(file) as wheel:
+                        install(wheel, target, {"INSTALLER": b"mrp"})
+                except FileExistsError as error:
+                    raise BuildFailed(f"{name} brings a file that another wheel of the layer has: {error}") from None
+                except (InstallerError, KeyError, AssertionError, configparser.Error) as error:
+                    raise ValueError(str(error.args[-1]) if error.args else "its entry points are wrong") from error
         return store.put_folder(Path(root))
 
 
@@ -99,6 +103,8 @@ def _failure(work: FetchWheel, said: str) -> Exception:
     what = f"{work.name} {work.version}"
     if "DO NOT MATCH THE HASHES" in said or re.search(r"Got\s+[0-9a-f]{64}", said):
         return BuildFailed(f"{what} has none of the hashes of its requirements file; write the file anew")
+    if reason.endswith("is invalid."):
+        return BuildFailed(f"{what} is no wheel that can be read; pin another version")
     if "No matching distribution" in said:
         return BuildFailed(
             f"{what} has no wheel with a pinned hash for Python {work.python} and glibc {work.libc} on {work.machine};"
