@@ -73,7 +73,7 @@ def create(shared: Shared, provider: DaytonaProvider) -> Create:
     )
 
 
-def run(sandbox: DaytonaSandbox, folder: Path, *argv: str, timeout: float = 30, root: bool = False) -> Exit:
+def run(sandbox: DaytonaSandbox, folder: Path, *argv: str, timeout: float = 300, root: bool = False) -> Exit:
     logs = folder / f"logs-{time.monotonic_ns()}"
     logs.mkdir()
     return sandbox.exec(argv, env=ENV, cwd="/work", timeout=timeout, logs=logs, root=root)

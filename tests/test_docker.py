@@ -116,11 +116,13 @@ def test_an_engine_that_dies_in_the_middle_fails_no_task(tmp_path: Path, monkeyp
     with docker_engine() as engine:
         monkeypatch.setenv("DOCKER_HOST", engine.host)
         place = portable(tmp_path / "w", names=2, seconds=3)
+        place.edit("BUILD.yaml", "retries: 8", "retries: 1")
         client = docker.from_env()
         process = place.start("build", "//:eval", *DOCKER)
         wait_until(lambda: running(client) > 0, process)
         engine.kill()
-        assert process.poll() is None
+        time.sleep(3)
+        assert process.poll() is None, "it waits for the engine"
         engine.start()
         assert process.wait(_SECONDS) == 0
         wait_until(lambda: _is_up(engine))
@@ -143,6 +145,13 @@ def test_without_an_engine_it_says_what_to_do(tmp_path: Path, monkeypatch: pytes
     assert done.returncode == 4
     assert "Docker cannot be reached" in done.stderr
     assert "start it, or set DOCKER_HOST" in done.stderr
+
+
+def test_an_engine_behind_ssh_is_refused_with_a_way_to_it(tmp_path: Path) -> None:
+    pytest.importorskip("docker", reason="the extra `docker` is not installed")
+    done = portable(tmp_path / "w", names=1).mrp("build", "//:solve", *DOCKER, DOCKER_HOST="ssh://me@there")
+    assert done.returncode == 4
+    assert "forward the socket (ssh -NL" in done.stderr
 
 
 def test_cancel_ends_what_runs_and_close_leaves_nothing(tmp_path: Path, docker_host: str) -> None:

@@ -322,6 +322,28 @@ def test_a_shell_of_the_image_that_hangs_does_not_hold_up_the_time_limit(bench: 
     assert list(bench.owned()) == []
 
 
+def test_what_stops_all_that_starts_beside_it_ends_at_its_time_limit(bench: Bench) -> None:
+    source = """
+import os, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+while True:
+    for pid in range(2, 60):
+        try: os.getpid() == pid or os.kill(pid, signal.SIGSTOP)
+        except OSError: pass
+"""
+    done = bench.python(source, timeout=1)
+    assert (done.limit, done.exit_code) == ("wall", None)
+    assert list(bench.owned()) == []
+
+
+def test_at_the_time_limit_all_processes_are_asked_to_end(bench: Bench) -> None:
+    trap = "trap 'echo %s asked' TERM; sleep 60 & wait"
+    inner = f'sh -c "{trap % "inner"}"'
+    done = bench.run("sh", "-c", f"{inner} & {trap % 'outer'}; wait", timeout=1)
+    assert done.limit == "wall"
+    assert sorted(bench.stdout(done).split()) == ["asked", "asked", "inner", "outer"]
+
+
 def test_many_runs_leave_nothing_here_or_there(bench: Bench) -> None:
     client = bench.backend._provider.client()  # type: ignore[attr-defined]
     bench.run("true")

@@ -24,7 +24,7 @@ import http.client, os, sys
 from urllib.parse import urlsplit
 url = urlsplit(os.environ['OPENAI_BASE_URL'])
 def ask(path, body=b'', connection=None):
-    connection = connection or http.client.HTTPConnection(url.hostname, url.port, timeout=20)
+    connection = connection or http.client.HTTPConnection(url.hostname, url.port, timeout=120)
     connection.request('POST', url.path + path, body)
     return connection.getresponse().read().decode()
 """
@@ -118,7 +118,7 @@ print(len(said), len(set(said)))
 """
 
     def release() -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while len(gateway.prefaces) < 100 and time.monotonic() < deadline:
             time.sleep(0.01)
         gateway.released.set()
@@ -196,7 +196,7 @@ def test_cancel_ends_a_process_that_is_connected(name: str, tmp_path: Path) -> N
     with gateway_at(tmp_path / "gateway") as server:
         thread = threading.Thread(target=wait)
         thread.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not server.prefaces and time.monotonic() < deadline:
             time.sleep(0.01)
         assert server.prefaces
@@ -235,12 +235,12 @@ import http.client, os, sys
 from urllib.parse import urlsplit
 proxy = urlsplit(os.environ['HTTPS_PROXY'])
 def tunnel(host, port):
-    connection = http.client.HTTPConnection(proxy.hostname, proxy.port, timeout=20)
+    connection = http.client.HTTPConnection(proxy.hostname, proxy.port, timeout=120)
     connection.set_tunnel(host, port)
     connection.request('GET', '/x')
     return connection.getresponse().read().decode()
 def plain(url):
-    connection = http.client.HTTPConnection(proxy.hostname, proxy.port, timeout=20)
+    connection = http.client.HTTPConnection(proxy.hostname, proxy.port, timeout=120)
     connection.request('GET', url)
     answer = connection.getresponse()
     return f'{answer.status} {answer.read().decode()}'

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
@@ -11,7 +12,7 @@ from typing import Any
 
 import openai
 import pytest
-from support.fake_openai import FakeOpenAI, fake_openai
+from support.fake_openai import FakeOpenAI, fake_openai, in_pairs
 from support.model_bench import bench, connected, ended_well, trial_action, use_of
 
 from mrp.cache.store import Entry, Store
@@ -152,7 +153,7 @@ def test_equal_requests_at_once_are_calls_of_their_own_and_come_again(tmp_path: 
 
 
 def test_of_two_builds_that_ask_at_once_the_first_answer_stands(tmp_path: Path, fake: FakeOpenAI) -> None:
-    fake.slow = 0.3
+    fake.before = in_pairs()
     use = use_of(fake.url)
     with bench(tmp_path) as one, bench(tmp_path) as other, one.trial(use) as (here, _), other.trial(use) as (there, _):
         with ThreadPoolExecutor(2) as pool:
@@ -288,7 +289,7 @@ def test_the_budget_is_asked_before_a_call_is_sent(tmp_path: Path, fake: FakeOpe
 
 def test_calls_wait_for_what_others_only_reserved(tmp_path: Path, fake: FakeOpenAI) -> None:
     price = {"output": Decimal(100_000)}
-    fake.slow = 0.05
+    fake.before = lambda number: time.sleep(0.05)
     with bench(tmp_path, usd=Decimal(3)) as place:
         use = use_of(fake.url, price=price)
         with place.trial(use) as (url, session), ThreadPoolExecutor(4) as pool:
@@ -299,7 +300,7 @@ def test_calls_wait_for_what_others_only_reserved(tmp_path: Path, fake: FakeOpen
 
 
 def test_no_more_calls_at_once_than_the_model_takes(tmp_path: Path, fake: FakeOpenAI) -> None:
-    fake.slow = 0.03
+    fake.before = in_pairs()
     with bench(tmp_path) as place:
         use = use_of(fake.url, max_concurrency=2)
         with place.trial(use) as (url, _), ThreadPoolExecutor(6) as pool:
@@ -312,24 +313,31 @@ def test_the_rate_of_tokens_is_held(tmp_path: Path) -> None:
     assert rate.take(400, 0.0) == 0
     assert rate.take(400, 0.0) == 20
     assert rate.take(400, 20.0) == 0
-    rate.give_back(300)
+    rate.settle(400, 100)
     assert rate.take(300, 20.0) == 0
     assert rate.take(10_000, 20.0) == 60, "more than a minute's worth goes when the bucket is full"
     assert rate.take(10_000, 80.0) == 0
-    assert rate.take(1, 81.0) > 0
+    assert rate.take(10, 80.0) == 1, "and takes no more than that from the others"
+    rate.settle(10_000, 900)
+    assert rate.take(10, 80.0) == 31, "but for what it really needed"
 
 
 def test_a_stream_is_kept_alive_until_the_answer_is_there(
     tmp_path: Path, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "_ALIVE_SECONDS", 0.02)
-    fake.slow = 0.15
+    go = threading.Event()
+    fake.before = lambda number: go.wait(60)
     with bench(tmp_path) as place, place.trial(use_of(fake.url)) as (url, _):
         body = json.dumps({"model": "x", "messages": HELLO, "stream": True})
         words = ["curl", "-sSN", "-d", body, f"{url}/chat/completions"]
-        lines = subprocess.run(words, capture_output=True, check=True, text=True).stdout
-        assert lines.startswith(": waiting")
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as waiting:
+            assert waiting.stdout is not None
+            assert waiting.stdout.readline() == ": waiting for the model\n"
+            go.set()
+            assert waiting.stdout.read().endswith("data: [DONE]\n\n")
         assert streamed(url) == "answer 2 to hello"
+        fake.before = lambda number: time.sleep(0.1)
         fake.failures = [(400, {})]
         with pytest.raises(openai.APIError, match="as asked"):
             streamed(url)
@@ -340,7 +348,7 @@ def test_a_connection_must_say_whose_it_is(tmp_path: Path, fake: FakeOpenAI) -> 
     with bench(tmp_path) as place, place.gateway.session(trial_action(), use_of(fake.url)) as session:
         for preface in (b"MRP 0000\n", b"", b"MRP " + b"x" * 500 + b"\n"):
             with connected(session.endpoint, preface) as connection:
-                connection.settimeout(10)
+                connection.settimeout(120)
                 with suppress(BrokenPipeError, ConnectionResetError):
                     connection.sendall(request)
                     assert connection.recv(100) == b""
@@ -438,9 +446,9 @@ def test_nothing_waits_once_the_build_is_stopped(tmp_path: Path, fake: FakeOpenA
         thread = threading.Thread(target=ask)
         thread.start()
         while fake.count == 0:
-            pass
+            time.sleep(0.01)
         place.gateway.stop()
-        thread.join(30)
+        thread.join(120)
         assert failed
 
 
@@ -486,6 +494,17 @@ def test_a_script_that_is_wrong_names_its_line(tmp_path: Path, line: str, said: 
         spec = {"provider": "scripted", "script": "answers.jsonl"}
         with pytest.raises(InfraError, match=said):
             MODELS["scripted"](ModelSettings("//:model", spec, files, store, tmp_path, tmp_path))
+
+
+@pytest.mark.parametrize("said", ["5", "[]", "null", '"text": 5', '{"choices": 7}', '{"choices": ["a"]}'])
+def test_a_script_that_says_what_is_no_answer_is_named(tmp_path: Path, said: str) -> None:
+    line = f'{{"body": {said}}}' if not said.startswith('"text') else f"{{{said}}}"
+    with Store.open(tmp_path / "cache") as store:
+        files = store.put_tree({"answers.jsonl": Entry("f", store.put_bytes(line.encode()), None)})
+        spec = {"provider": "scripted", "script": "answers.jsonl"}
+        model = MODELS["scripted"](ModelSettings("//:model", spec, files, store, tmp_path, tmp_path))
+        with pytest.raises(InfraError, match=r"//:model: answers\.jsonl says .*, which is no text, message or body"):
+            model.answer(Call("chat/completions", {"messages": HELLO, "stream": True}))
 
 
 def test_a_scripted_model_answers_by_the_trial_alone() -> None:

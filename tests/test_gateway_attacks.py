@@ -3,7 +3,8 @@
 import json
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from decimal import Decimal
@@ -12,7 +13,7 @@ from typing import Any
 
 import openai
 import pytest
-from support.fake_openai import FakeOpenAI, fake_openai
+from support.fake_openai import FakeOpenAI, fake_openai, in_pairs
 from support.model_bench import bench, connected, ended_well, trial_action, use_of
 
 from mrp.runtime.models import limits, server
@@ -91,6 +92,12 @@ BROKEN = {
     "half an event": (events(piece(), end=b'data: {"choi'), True),
     "nothing but the end": (events(end=DONE), True),
     "one of two choices": (events(piece(0), piece(1), piece(0, "stop")), True),
+    "no choice": (http({"choices": []}), False),
+    "a choice that is none": (http({"choices": ["a"]}), False),
+    "an index that is none": (events({"choices": [{"index": [], "delta": {}}]}), True),
+    "packed twice": (http(GOOD).replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip, gzip\r\n\r\n", 1), False),
+    "shorter than it says": (http(GOOD).replace(b"\r\n\r\n", b"\r\nContent-Length: 900\r\n\r\n", 1), False),
+    "longer than it says": (http(GOOD).replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\n", 1), False),
     "error in a stream": (events(piece(), {"error": {"message": "died"}}, end=DONE), True),
     "moved": (http(b"", status="302 Found"), False),
     "gzip that is none": (http(GOOD).replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n", 1), False),
@@ -116,6 +123,32 @@ def test_whole_streams_are_known_by_their_end(tmp_path: Path) -> None:
             assert ask(url, stream=True) == "a\u2028bx"
             assert ask(url, stream=True) == "x"
         assert place.calls() == 2
+
+
+def test_a_stream_is_cut_when_one_of_its_choices_never_began(tmp_path: Path) -> None:
+    one, both = (piece(0), piece(0, "stop")), (piece(0), piece(1), piece(1, "stop"), piece(0, "stop"))
+    with upstream(events(*one), events(*both)) as (address, heads), bench(tmp_path) as place:
+        with place.trial(use_of(address)) as (url, _):
+            assert ask(url, stream=True, n=2) == "xxxx"
+        assert (len(heads), place.calls()) == (2, 1)
+
+
+def test_tools_and_characters_that_are_split_over_chunks_and_packets_come_whole(tmp_path: Path) -> None:
+    def call(part: str) -> Any:
+        call = {"index": 0, "id": "c", "type": "function", "function": {"name": "look", "arguments": part}}
+        return {"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]}
+
+    said = [call('{"wher'), call('e": "\N{SNOWMAN}"}'), piece(finish="tool_calls", text="\N{GRINNING FACE}")]
+    data = b"".join(b"data: %b\r\n\r\n" % json.dumps(chunk, ensure_ascii=False).encode() for chunk in said)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    bytewise = head + b"".join(b"1\r\n%c\r\n" % byte for byte in data + DONE) + b"0\r\n\r\n"
+    with upstream(bytewise) as (address, _), bench(tmp_path) as place, place.trial(use_of(address)) as (url, _):
+        client = openai.OpenAI(base_url=url, api_key="mrp", max_retries=0)
+        chunks = list(client.chat.completions.create(model="m", messages=HELLO, stream=True))
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    calls = [delta.tool_calls[0].function for delta in deltas if delta.tool_calls]
+    assert "".join(call.arguments for call in calls if call and call.arguments) == '{"where": "\N{SNOWMAN}"}'
+    assert deltas[-1].content == "\N{GRINNING FACE}"
 
 
 def test_a_stream_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +209,7 @@ def post(body: bytes, *headers: bytes, path: bytes = b"/v1/chat/completions") ->
 def say(endpoint: Endpoint, data: bytes, *, finish: bool = True) -> bytes:
     """All that is answered to these bytes."""
     with connected(endpoint) as connection:
-        connection.settimeout(20)
+        connection.settimeout(120)
         with suppress(BrokenPipeError, ConnectionResetError):
             connection.sendall(data)
             if finish:
@@ -195,6 +228,7 @@ ATTACKS = {
     "a chunk of too much": (CHUNKED + b"fffffffffffffff\r\n", b" 413 ", False),
     "a chunk that is no number": (CHUNKED + b"1_0\r\n", b" 400 ", False),
     "a length of too much": (b"POST / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", b" 413 ", False),
+    "a length of far too much": (b"POST / HTTP/1.1\r\nContent-Length: %b\r\n\r\n" % (b"9" * 5000), b" 413 ", False),
     "a length that is no number": (b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b" 413 ", False),
     "a tunnel": (b"CONNECT example.com:443 HTTP/1.1\r\n\r\n", b" 501 ", False),
     "another address": (post(BODY, path=b"/v1/embeddings"), b" 404 ", True),
@@ -237,7 +271,7 @@ def test_requests_on_one_connection_are_answered_in_turn(tmp_path: Path, fake: F
 def test_large_requests_wait_for_one_another(tmp_path: Path, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_LARGE", 100)
     monkeypatch.setattr(server, "_LARGE_AT_ONCE", 2)
-    fake.slow = 0.05
+    fake.before = in_pairs()
     with bench(tmp_path) as place, place.gateway.session(trial_action(), use_of(fake.url)) as session:
         body = json.dumps({"messages": HELLO, "user": "x" * 200}).encode()
         chunked = CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
@@ -247,28 +281,134 @@ def test_large_requests_wait_for_one_another(tmp_path: Path, fake: FakeOpenAI, m
     assert fake.most_at_once == 2
 
 
-def test_a_budget_is_not_overdrawn_by_sixteen_calls_at_once(tmp_path: Path, fake: FakeOpenAI) -> None:
-    price = {"output": Decimal(100_000)}
-    with bench(tmp_path, usd=Decimal(4)) as place, place.trial(use_of(fake.url, price=price)) as (url, _):
+def test_a_budget_is_not_overdrawn_by_sixteen_trials_at_once(tmp_path: Path, fake: FakeOpenAI) -> None:
+    use = use_of(fake.url, price={"output": Decimal(100_000)})
+    with bench(tmp_path, usd=Decimal(4)) as place:
 
         def one(number: int) -> bool:
-            with suppress(openai.PermissionDeniedError):
-                return bool(ask(url, user=str(number), max_tokens=5))
+            with place.trial(use, f"trial {number}") as (url, _), suppress(openai.PermissionDeniedError):
+                return bool(ask(url, max_tokens=5))
             return False
 
         with ThreadPoolExecutor(16) as pool:
-            assert 0 < sum(pool.map(one, range(16))) <= 8
+            assert sum(pool.map(one, range(16))) == 8
         assert fake.count == 8
         assert (place.account.spent_usd, place.account.reserved_usd) == (4, 0)
 
 
-def test_each_prompt_of_a_list_is_reserved_for(tmp_path: Path, fake: FakeOpenAI) -> None:
+@pytest.mark.parametrize(
+    "asked_for",
+    [
+        {"prompt": ["a"] * 9, "max_tokens": 5},
+        {"max_tokens": 5, "n": 9},
+        {"max_tokens": 5, "best_of": 9},
+        {"max_completion_tokens": 5, "max_tokens": 45},
+        {"max_tokens": "45"},
+        {"max_tokens": 45.0},
+        {"max_tokens": 10**400},
+        {},
+    ],
+)
+def test_whatever_a_request_may_cost_is_reserved(tmp_path: Path, fake: FakeOpenAI, asked_for: dict[str, Any]) -> None:
     price = {"output": Decimal(100_000)}
     with bench(tmp_path, usd=Decimal(4)) as place, place.trial(use_of(fake.url, price=price)) as (url, _):
         client = openai.OpenAI(base_url=url, api_key="mrp", max_retries=0)
         with pytest.raises(openai.PermissionDeniedError, match="budget"):
-            client.completions.create(model="m", prompt=["a"] * 9, max_tokens=5)
+            client.completions.create(model="m", prompt="a", extra_body=asked_for)
     assert fake.count == 0
+
+
+def test_what_one_agent_asks_for_does_not_use_up_the_rate_of_the_others(tmp_path: Path, fake: FakeOpenAI) -> None:
+    fake.failures = [(400, {})]
+    with bench(tmp_path) as place, place.trial(use_of(fake.url, tokens_per_minute=100_000)) as (url, session):
+        with pytest.raises(openai.BadRequestError):
+            ask(url, max_tokens=10**12)
+        assert ask(url) == "answer 2 to hello"
+        assert session.conclude(ended_well()), "nothing had to wait"
+
+
+def test_calls_that_wait_when_their_trial_ends_are_not_made(tmp_path: Path, fake: FakeOpenAI) -> None:
+    go = threading.Event()
+    fake.before = lambda number: go.wait(60)
+    with bench(tmp_path, tokens=10**6) as place:
+        use = use_of(fake.url, max_concurrency=1)
+        with ThreadPoolExecutor(4) as pool, place.gateway.session(trial_action(), use) as session:
+            for number in range(4):
+                body = json.dumps({"messages": HELLO, "max_tokens": 5, "seed": number}).encode()
+                pool.submit(say, session.endpoint, post(body))
+            until(lambda: place.account.reserved_tokens > 3 * 100 and fake.count)
+            all_four = place.account.reserved_tokens
+        until(lambda: place.account.reserved_tokens < all_four / 3)
+        go.set()
+        until(lambda: not place.account.reserved_tokens)
+    assert fake.count == 1
+
+
+def test_what_a_failed_attempt_still_asks_is_not_asked_twice(tmp_path: Path, fake: FakeOpenAI) -> None:
+    go = threading.Event()
+    fake.before = lambda number: go.wait(60)
+    use, body = use_of(fake.url, price={"output": Decimal(100_000)}), post(json.dumps({"messages": HELLO}).encode())
+    with bench(tmp_path) as place, ThreadPoolExecutor(2) as pool:
+        with place.gateway.session(trial_action(), use) as failed:
+            pool.submit(say, failed.endpoint, body)
+            until(lambda: fake.count)
+        with place.gateway.session(trial_action(), use) as session:
+            again = pool.submit(say, session.endpoint, body)
+            time.sleep(0.3)
+            go.set()
+            assert b"answer 1 to hello" in again.result()
+        assert (fake.count, place.account.spent_usd) == (1, Decimal("0.5"))
+
+
+def test_clients_that_leave_keep_their_places_until_their_calls_have_ended(
+    tmp_path: Path, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(server, "_ALIVE_SECONDS", 0.01)
+    go = threading.Event()
+    fake.before = lambda number: go.wait(60)
+    body = json.dumps({"messages": HELLO, "stream": True}).encode()
+    with bench(tmp_path) as place, place.gateway.session(trial_action(), use_of(fake.url)) as session:
+        for number in range(2):
+            with connected(session.endpoint) as leaving:
+                leaving.sendall(post(body))
+                until(lambda count=number + 1: fake.count == count)
+        time.sleep(0.2)
+        assert say(session.endpoint, post(body), finish=False) == b""
+        go.set()
+        until(lambda: b" 200 " in say(session.endpoint, post(BODY)))
+    assert fake.count == 3
+
+
+def test_a_client_of_older_http_gets_a_stream_without_frames(tmp_path: Path, fake: FakeOpenAI) -> None:
+    with bench(tmp_path) as place, place.gateway.session(trial_action(), use_of(fake.url)) as session:
+        body = json.dumps({"messages": HELLO, "stream": True}).encode()
+        head, _, said = say(session.endpoint, post(body).replace(b"HTTP/1.1", b"HTTP/1.0"), finish=False).partition(
+            b"\r\n\r\n"
+        )
+    assert b"chunked" not in head
+    assert said.startswith(b"data: {") and said.endswith(DONE)
+
+
+def test_a_key_that_no_header_can_hold_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UPSTREAM_KEY", "sk-very-secret\n")
+    with (
+        bench(tmp_path) as place,
+        place.trial(use_of("http://127.0.0.1:1/v1", secret="UPSTREAM_KEY")) as (url, session),
+    ):
+        with pytest.raises(openai.InternalServerError) as told:
+            ask(url)
+        with pytest.raises(InfraError, match="the secret UPSTREAM_KEY holds a line end") as raised:
+            session.conclude(ended_well())
+    assert "sk-very" not in f"{told.value}{raised.value}"
+
+
+def until(true: Callable[[], object]) -> None:
+    for _ in range(1000):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come to that")
 
 
 @pytest.mark.parametrize(

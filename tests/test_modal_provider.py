@@ -60,7 +60,7 @@ def create(shared: Shared, emulator: ModalEmulator) -> Create:
     return lambda **fields: provider.create(Order(**{"image": name, "owner": OWNER, "limits": LIMITS, **fields}))
 
 
-def run(sandbox: ModalSandbox, folder: Path, *argv: str, timeout: float = 30, root: bool = False) -> Exit:
+def run(sandbox: ModalSandbox, folder: Path, *argv: str, timeout: float = 300, root: bool = False) -> Exit:
     logs = folder / f"logs-{time.monotonic_ns()}"
     logs.mkdir()
     return sandbox.exec(argv, env=ENV, cwd="/work", timeout=timeout, logs=logs, root=root)

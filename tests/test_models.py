@@ -1,10 +1,9 @@
 """Rollouts that ask a model: what is asked, what is kept, and what comes of a trial when the model fails it."""
 
 import json
-import re
 import signal
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from decimal import Decimal
@@ -13,9 +12,10 @@ from typing import Any
 
 import pytest
 from support.fake_openai import FakeOpenAI, fake_openai
+from support.howto import follow
 from support.kinds import TASKS, shell, text, trials, workspace
 from support.models import AGENT, ASKER, asking, copy_packages, openai_model
-from support.places import MRP, Place, kill_group
+from support.places import Place, kill_group
 
 from mrp.cache.maintenance import gc
 from mrp.cache.store import Store
@@ -68,6 +68,19 @@ def test_a_replay_says_which_answer_is_lost(tmp_path: Path, fake: FakeOpenAI) ->
     assert done.returncode == 4
     assert "the record has no answer to call 1 of the trial" in done.stderr + done.stdout
     assert fake.count == 4
+
+
+def test_a_replay_says_that_a_refused_call_is_not_recorded(tmp_path: Path, fake: FakeOpenAI) -> None:
+    place = asking(tmp_path, openai_model(fake))
+    fake.failures = [None, (400, {})]
+    place.build("-j1", "--items", "a", "//:solve")
+    assert outcomes(place) == ["failed"]
+    assert place.build("--items", "a", "//:solve")["executed"] == 0
+    done = place.mrp("replay")
+    assert done.returncode == 4
+    assert (
+        "no answer to call 2 of the trial" in done.stderr and "refused the call, which is never recorded" in done.stderr
+    )
 
 
 def test_samples_epochs_and_resample_draw_anew(tmp_path: Path, fake: FakeOpenAI) -> None:
@@ -131,15 +144,14 @@ def test_a_model_that_is_gone_is_no_score(tmp_path: Path, fake: FakeOpenAI) -> N
 
 def test_a_build_killed_in_the_middle_of_a_trajectory_asks_only_for_the_rest(tmp_path: Path, fake: FakeOpenAI) -> None:
     place = asking(tmp_path, openai_model(fake), params={"calls": 5})
+    go = threading.Event()
+    fake.before = lambda number: number == 3 and go.wait(120)
     process = place.start("build", "-j1", "--items", "a", "//:solve")
-    fake.slow = 0.2
     while fake.count < 3 and process.poll() is None:
         time.sleep(0.01)
     kill_group(process)
-    killed_at = fake.count
-    fake.slow = 0
+    go.set()
     place.build("--items", "a", "//:solve")
-    assert killed_at == 3
     assert fake.count == 6, "the third call was under way, and nothing was kept of it"
     assert text(place, "solve/trials.jsonl").count("\n") == 1
     with Store.open(place.cache) as store:
@@ -307,6 +319,17 @@ def test_check_serves_sampled_answers_and_proves_seeded_ones(tmp_path: Path, fak
     assert "declared `seeded`, and it is not" in done.stdout
 
 
+def test_a_seeded_model_that_is_never_asked_the_same_is_not_proven(tmp_path: Path, fake: FakeOpenAI) -> None:
+    fake.seeded = True
+    agent = AGENT.replace('f"{number}: {said[-1]}"', "str(__import__('time').time_ns())").replace(
+        '"\\n".join(said[1:])', '"done"'
+    )
+    place = asking(tmp_path, openai_model(fake, seeded=True), files={"agent.py": agent})
+    done = place.mrp("check", "//:solve")
+    assert (done.returncode, fake.count) == (1, 8), done.stdout + done.stderr
+    assert "//:tiny is not proven: no run made a call that another run had made" in done.stdout
+
+
 def test_the_calls_of_a_trial_stay_for_as_long_as_it_does(tmp_path: Path, fake: FakeOpenAI) -> None:
     place = asking(tmp_path, openai_model(fake))
     place.build("//:solve")
@@ -337,37 +360,36 @@ def test_a_pure_agent_with_a_model_runs_alone(tmp_path: Path, fake: FakeOpenAI) 
 
 
 def test_the_page_on_models_does_what_it_says(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[1] / "docs/models.md").read_text()
-    first = page.partition("## From nothing to a result")[2].partition("For a real model")[0]
-    files = dict(re.findall(r"`([\w.]+)`:\n\n```\w+\n(.*?)```", first, re.DOTALL))
-    place = Place(tmp_path / "ws").write(files)
-    (block,) = re.findall(r"```sh\n(.*?)```", first, re.DOTALL)
-    said = []
-    for line in block.splitlines():
-        script = f'mrp() {{ {" ".join(MRP)} "$@"; }}\n{line}\n'
-        done = subprocess.run(
-            ["bash", "-c", script], cwd=place.folder, env=place.environment(), capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-        said.append(done.stdout)
-    assert "5 executed" in said[0]
-    assert "0 executed" in said[1]
-    assert json.loads(said[2])["answer"]["body"]["choices"][0]["message"]["content"] == "Paris."
+    place = Place(tmp_path / "ws")
+    ran = follow("models", place)
+    assert ran == [
+        "mrp build //:eval",
+        "mrp build //:eval",
+        "mrp log '//:solve[france]' --calls",
+        "mrp replay",
+        "mrp check //:eval",
+    ]
+    executed = [json.loads((run / "run.json").read_text())["executed"] for run in place.runs()]
+    assert executed[:2] == [5, 0]
+    (call,) = place.mrp("log", "//:solve[france]", "--calls").stdout.splitlines()
+    assert json.loads(call)["answer"]["body"]["choices"][0]["message"]["content"] == "Paris."
     assert place.output("eval/result.json")["reward"]["mean"] == 0.5
 
 
 def test_a_second_interrupt_ends_a_build_whose_model_does_not_answer(tmp_path: Path, fake: FakeOpenAI) -> None:
     place = asking(tmp_path, openai_model(fake))
-    fake.slow = 300
+    go = threading.Event()
+    fake.before = lambda number: go.wait(300)
     process = place.start("build", "//:solve")
     while fake.count == 0 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    # A signal that comes before the one before it was noticed is none.
+    time.sleep(3)
     process.send_signal(signal.SIGINT)
     try:
         assert process.wait(timeout=120) == 130
     finally:
         kill_group(process)
-    fake.slow = 0
+        go.set()
     assert place.build("//:solve")["executed"] == 2

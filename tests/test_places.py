@@ -99,6 +99,8 @@ def test_a_config_chooses_the_place_as_a_flag_does(tmp_path: Path) -> None:
 def test_names_and_combinations_that_do_not_exist(tmp_path: Path) -> None:
     ws = rollout(tmp_path, {})
     assert "there is no engine slurm; use one of local, ray, modal" in refused(ws, "--engine", "slurm")
+    assert "there is no engine docker; write --sandbox docker" in refused(ws, "--engine", "docker")
+    assert "there is no sandbox backend ray; write --engine ray" in refused(ws, "--sandbox", "ray")
     assert "there is no sandbox backend dokcer; did you mean `docker`?" in refused(ws, "--sandbox", "dokcer")
     assert "isolates with modal's own sandboxes" in refused(ws, "--engine", "modal", "--sandbox", "docker")
     assert "--address is that of a Ray cluster" in refused(ws, "--address", "h:1")
@@ -130,7 +132,11 @@ def test_what_is_planned_elsewhere_is_refused_where_it_is_run(tmp_path: Path) ->
 
 def test_a_service_that_is_not_there_is_said_once_and_costs_no_trial(tmp_path: Path) -> None:
     ws = rollout(tmp_path, {})
-    done = ws.mrp("build", "//:solve", "--sandbox", "docker", DOCKER_HOST=f"unix://{tmp_path}/no-such.sock")
-    assert done.returncode == 4
-    assert done.stderr.count("start it, or set DOCKER_HOST") == 1
+    host = f"unix://{tmp_path}/no-such.sock"
+    said = f"cannot be reached at {host} (No such file or directory); start it, or set DOCKER_HOST"
+    for words in (["build", "//:solve", "--sandbox", "docker"], ["doctor", "--self-check", "docker"]):
+        done = ws.mrp(*words, DOCKER_HOST=host)
+        assert done.returncode == 4
+        assert done.stderr.count(said) == 1
+        assert "Traceback" not in done.stderr + done.stdout
     assert not [action for action in ws.executed() if action[0] == "trial"]

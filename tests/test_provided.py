@@ -2,9 +2,11 @@
 
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +21,7 @@ from mrp.runtime.sandbox.provided import ProvidedBackend
 from mrp.runtime.sandbox.provider import Exit, Order, Owned, Owner, Sandbox
 from mrp.runtime.sandbox.registry import BackendSettings
 from mrp.runtime.sandbox.tree_programs import find_program
+from mrp.runtime.state import owner_of
 from mrp.specs.errors import InfraError
 from mrp.specs.work import OUT, TASK, WORK, Box, Mount, Process
 
@@ -318,6 +321,63 @@ def test_what_fails_beside_the_process_is_no_failure_of_it(store: Store, tmp_pat
     assert store.get_bytes(done.stdout) == b"out"
     assert done.outputs == {WORK: tree(store, {}), OUT: tree(store, {})}
     made.close()
+
+
+def test_a_copy_of_a_workspace_does_not_know_what_is_kept_for_the_other(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    word = owner_of(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    assert owner_of(tmp_path / "copy") != word
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert owner_of(tmp_path / "moved") == word
+    (tmp_path / "moved" / "owner").write_bytes(b"\xff damaged")
+    assert owner_of(tmp_path / "moved").isalnum()
+
+
+def test_a_lease_is_longer_than_the_process_may_take(store: Store, tmp_path: Path) -> None:
+    leases = []
+
+    class Noting(Failing):
+        def create(self, order: Order) -> Sandbox:
+            leases.append(order.owner.lease)
+            return super().create(order)
+
+    made = backend(Noting(""), store, tmp_path)
+    for seconds in (60, 48 * 3600):
+        made.run(replace(process(store), timeout=Decimal(seconds)), secrets={}, tag="//t:t")
+    made.close()
+    assert leases[0] == Owner("w", "r").lease
+    assert leases[1] > 48 * 3600
+
+
+def test_what_somebody_tagged_otherwise_is_nobodys() -> None:
+    assert Owned.tagged("a", "run", "17.5") == Owned("a", "run", 17.5)
+    for run, expires in (("run", "soon"), (None, None), (None, "")):
+        assert Owned.tagged("a", run, expires) == Owned("a", "", 0.0)
+
+
+def test_what_could_not_be_removed_is_removed_at_the_end(store: Store, tmp_path: Path) -> None:
+    service = Failing("destroy")
+    made = backend(service, store, tmp_path)
+    made.run(process(store), secrets={}, tag="//t:t")
+    before = service.removed
+    made.close()
+    assert service.removed == before + 1
+
+
+def test_what_cannot_be_removed_keeps_nothing_of_the_others(store: Store, tmp_path: Path) -> None:
+    class Stubborn(Failing):
+        def owned(self, workspace: str) -> list[Owned]:
+            return [Owned("stubborn", "dead", 0.0), *super().owned(workspace)]
+
+        def remove(self, identity: str) -> None:
+            if identity == "stubborn":
+                raise InfraError("it stays")
+            super().remove(identity)
+
+    service = Stubborn("")
+    backend(service, store, tmp_path).close()
+    assert service.removed == 1
 
 
 def test_a_weaker_level_than_policy_asks_for_is_refused(store: Store, tmp_path: Path) -> None:

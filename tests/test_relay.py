@@ -207,7 +207,7 @@ def test_a_real_http_client_and_server_understand_each_other(tmp_path: Path) -> 
 
     gateway = Served(tmp_path / "s")
     with relayed(gateway) as (port, _):
-        client = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         for body in (b"abc", b"x" * 300_000 + b"y"):
             client.request("POST", "/v1/chat/completions", body)
             assert client.getresponse().read() == body[::-1]
@@ -237,7 +237,7 @@ def test_when_the_process_dies_open_connections_end(tmp_path: Path) -> None:
         while not gateway.prefaces:
             time.sleep(0.01)
         pipe.process.kill()
-        assert ended.wait(20)
+        assert ended.wait(120)
     gateway.close()
 
 
@@ -245,7 +245,7 @@ def test_the_process_ends_with_its_streams(gateway: Gateway) -> None:
     with relayed(gateway) as (_, pipe):
         assert pipe.process.stdin is not None
         pipe.process.stdin.close()
-        assert pipe.process.wait(20) == 0
+        assert pipe.process.wait(120) == 0
 
 
 def test_a_relay_that_ended_is_noticed(gateway: Gateway) -> None:
@@ -283,7 +283,7 @@ def test_a_sandbox_that_sends_more_than_it_may_spoils_its_own_connection_only() 
         inner.sendall(_FRAME.pack(DATA, 7, 1 << 15) + bytes(1 << 15))
     inner.sendall(_FRAME.pack(99, 1, 0))
     inner.close()
-    thread.join(20)
+    thread.join(120)
     assert not thread.is_alive()
     assert _FRAME.pack(4, 7, 0) in sent
     kept.close()
@@ -293,6 +293,6 @@ def test_the_script_needs_nothing_but_the_standard_library() -> None:
     argv = guest_argv(0)
     assert "import mrp" not in argv[4].replace("    from mrp", "").replace("        from mrp", "")
     done = subprocess.run(
-        [sys.executable, *argv[1:]], stdin=subprocess.DEVNULL, capture_output=True, timeout=20, check=False
+        [sys.executable, *argv[1:]], stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False
     )
     assert (done.returncode, done.stderr) == (0, b"")

@@ -104,17 +104,18 @@ def test_another_trial_cannot_be_seen(shown: Bench) -> None:
     """Neither its folders, nor its processes, nor its inputs, while it runs."""
     victim = threading.Thread(
         target=shown.run,
-        args=("sh", "-c", "echo PRIVATE-4 > /work/mine; sleep 1.5"),
+        args=("sh", "-c", "echo PRIVATE-4 > /work/mine; while test -e /work/mine; do sleep 0.05; done"),
         kwargs={"files": {TASK: {"record.json": "PRIVATE-4"}}, "env": {"VICTIM": "PRIVATE-4"}},
     )
     victim.start()
     scratch = shown.folder / "scratch"
-    while "mine" not in find_outside("PRIVATE-4", scratch) and "/w" not in find_outside("PRIVATE-4", scratch):
+    while not (mine := [line for line in find_outside("PRIVATE-4", scratch).splitlines() if line.endswith("/mine")]):
         assert victim.is_alive()
-        time.sleep(0.02)
     assert len(find_outside("PRIVATE-4", scratch).splitlines()) >= 2
     seen = shown.run("python3", "-c", FIND, "PRIVATE-4", "/")
     listed = shown.run("sh", "-c", "cat /proc/*/environ /proc/*/cmdline | tr '\\0' '\\n'")
+    assert victim.is_alive()
+    Path(mine[0].removeprefix("found ")).unlink()
     victim.join()
     assert shown.stdout(seen) == ""
     assert "VICTIM" not in shown.stdout(listed)
@@ -188,7 +189,7 @@ try:
         address = ('127.0.0.1', int(where))
     else:
         one, address = socket.socket(socket.AF_UNIX), where if kind == 'unix' else '\\0' + where
-    one.settimeout(3)
+    one.settimeout(30)
     one.connect(address)
     query = b'\\x12\\x34\\x01\\x00\\x00\\x01\\x00\\x00\\x00\\x00\\x00\\x00\\x07example\\x03org\\x00\\x00\\x01\\x00\\x01'
     one.send(query if kind == 'dns' else b'hello')
@@ -305,7 +306,7 @@ def test_signals_reach_nobody_outside(bench: Bench) -> None:
     sleepers = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
     try:
         subprocess.run([sys.executable, "-c", payload, str(sleepers[0].pid)], check=True, stdout=subprocess.DEVNULL)
-        assert sleepers[0].wait(5) == -signal.SIGKILL
+        assert sleepers[0].wait(60) == -signal.SIGKILL
         done = bench.run("python3", "-c", payload, str(sleepers[1].pid))
         assert bench.stdout(done) == "nobody\n"
         bench.run("python3", "-c", "import os; os.kill(-1, 9)")
@@ -370,13 +371,13 @@ def test_a_disk_filler_is_held(bench: Bench, folder: str, tmp_path: Path) -> Non
 import sys, time
 for number in range(80):
     with open(f'{sys.argv[1]}/{number}', 'wb') as file: file.write(bytes(2**20))
-    time.sleep(0.005)
-time.sleep(1)
 print('filled')
+time.sleep(int(sys.argv[2]))
 """
-    control = subprocess.run([sys.executable, "-c", filler, str(tmp_path)], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", filler, str(tmp_path), "0"]
+    control = subprocess.run(command, capture_output=True, text=True, check=True)
     assert control.stdout == "filled\n"
-    done = bench.run("python3", "-c", filler, folder)
+    done = bench.run("python3", "-c", filler, folder, "60")
     assert done.limit == "disk"
 
 
@@ -394,7 +395,7 @@ for place in sys.argv[1:]:
 
 
 def test_empty_files_without_number_are_held(bench: Bench) -> None:
-    done = bench.python("for n in range(20000): open(f'/work/{n}', 'w').close()\nimport time; time.sleep(5)")
+    done = bench.python("for n in range(20000): open(f'/work/{n}', 'w').close()\nimport time; time.sleep(60)")
     assert done.limit == "disk"
 
 
@@ -443,9 +444,8 @@ def test_an_orphan_does_not_outlive_its_trial(bench: Bench) -> None:
 
 
 def test_an_orphan_that_holds_the_log_open_delays_nothing(bench: Bench) -> None:
-    done = bench.run("sh", "-c", "sleep 60 & echo done", timeout=30)
-    assert (done.exit_code, bench.stdout(done)) == (0, "done\n")
-    assert done.wall_s < 10
+    done = bench.run("sh", "-c", "sleep 600 & echo done", timeout=300)
+    assert (done.exit_code, done.limit, bench.stdout(done)) == (0, None, "done\n")
 
 
 def marked(mark: str) -> list[int]:
@@ -494,7 +494,8 @@ def test_nothing_survives_the_death_of_mrp(name: str, tmp_path: Path) -> None:
     assert len(folders) == 1
     assert sweep(tmp_path / "scratch") == folders
     assert list((tmp_path / "scratch").iterdir()) == []
-    assert list(Path("/sys/fs/cgroup").glob(f"**/{folders[0]}*")) == []
+    groups = [name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names]
+    assert [name for name in groups if name.startswith(folders[0])] == []
 
 
 def test_a_sweep_leaves_the_living_alone(bench: Bench) -> None:
@@ -515,7 +516,7 @@ def sandboxes_under(pid: int) -> int:
     return count
 
 
-def wait_until(happened: object, seconds: float = 20) -> None:
+def wait_until(happened: object, seconds: float = 120) -> None:
     assert callable(happened)
     deadline = time.monotonic() + seconds
     while not happened():
@@ -647,15 +648,15 @@ def as_ordinary_user(name: str, folder: Path) -> dict[str, object]:
     source = "import mrp.sdk\nclass Op(mrp.sdk.Agent):\n    def run(self, task, ctx): pass"
     files = {TASK: {"record.json": "{}"}}
     # Without a control group to ask, only what is seen to stand at the limit is known to have hit it.
-    fork = "import os, time\ntry:\n    for _ in range(100):\n        if os.fork() == 0: time.sleep(9); os._exit(0)\n"
+    fork = "import os, time\ntry:\n    for _ in range(100):\n        if os.fork() == 0: time.sleep(60); os._exit(0)\n"
     fork += "except OSError: time.sleep(1); raise"
-    fill = "import time\nfor n in range(40): open(f'/work/{n}', 'wb').write(bytes(2**20))\ntime.sleep(5)"
+    fill = "import time\nfor n in range(40): open(f'/work/{n}', 'wb').write(bytes(2**20))\ntime.sleep(60)"
     with listener("tcp", folder) as where:
         tcp = bench.stdout(bench.run("python3", "-c", REACH, "tcp", where))
     report: dict[str, object] = {
         "plain": [bench.stdout(who).strip(), who.exit_code, who.limit],
         "operator": bench.operator(source, files=files).exit_code,
-        "memory": bench.python("x = bytearray(700 * 2**20)\nimport time; time.sleep(5)").limit,
+        "memory": bench.python("x = bytearray(700 * 2**20)\nimport time; time.sleep(60)").limit,
         "pids": bench.python(fork).limit,
         "disk": bench.python(fill).limit,
         "wall": bench.python(IGNORE, timeout=0.3).limit,

@@ -300,17 +300,17 @@ class Op(mrp.sdk.Agent):
 
 def test_wall_time_ends_a_process_that_ignores_being_asked(bench: Bench) -> None:
     done = bench.python(
-        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('on', flush=True)\ntime.sleep(60)",
-        timeout=0.5,
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('on', flush=True)\ntime.sleep(600)",
+        timeout=2,
     )
     assert (done.exit_code, done.limit) == (None, "wall")
     assert bench.stdout(done) == "on\n"
-    assert done.wall_s < 10
+    assert done.wall_s < 300
 
 
 def test_wall_time_asks_first_and_keeps_what_is_left(bench: Bench) -> None:
     done = bench.run(
-        "sh", "-c", 'trap "echo asked; exit 0" TERM; echo 1 > "$MRP_WORKSPACE/x"; sleep 60 & wait', timeout=0.5
+        "sh", "-c", 'trap "echo asked; exit 0" TERM; echo 1 > "$MRP_WORKSPACE/x"; sleep 60 & wait', timeout=2
     )
     assert done.limit == "wall"
     assert bench.stdout(done) == "asked\n"
@@ -318,7 +318,7 @@ def test_wall_time_asks_first_and_keeps_what_is_left(bench: Bench) -> None:
 
 
 def test_memory_is_limited(bench: Bench) -> None:
-    done = bench.python("import time\nx = bytearray(800 * 2**20)\ntime.sleep(5)")
+    done = bench.python("import time\nx = bytearray(800 * 2**20)\ntime.sleep(60)")
     assert (done.exit_code, done.limit) == (None, "memory")
 
 
@@ -327,7 +327,7 @@ def test_disk_is_limited_in_all_and_for_one_file(bench: Bench) -> None:
 import os, time
 os.chdir(os.environ['MRP_WORKSPACE'])
 for number in range(8): open(str(number), 'wb').write(bytes(10 * 2**20))
-time.sleep(5)
+time.sleep(60)
 """
     one = "import os\nopen(os.environ['MRP_OUTPUT_DIR'] + '/big', 'wb').write(bytes(40 * 2**20))"
     assert bench.python(several).limit == "disk"
@@ -344,7 +344,7 @@ for _ in range(8):
     held[-1].write(bytes(10 * 2**20))
     held[-1].flush()
     os.unlink('x')
-time.sleep(5)
+time.sleep(60)
 """
     assert bench.python(hide).limit == "disk"
 

@@ -216,7 +216,7 @@ if os.fork():
     os._exit(0)
 os.setsid()
 open(sys.argv[1], 'w').write(str(os.getpid()))
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -232,10 +232,10 @@ def test_commands_without_walls_end_when_mrp_is_killed(plain: Bench, tmp_path: P
     program = (
         "import sys\nfrom pathlib import Path\nsys.path[:0] = sys.argv[3].split(':')\n"
         "from support.sandboxes import make_bench\n"
-        "make_bench('plain', Path(sys.argv[1])).run('sh', '-c', f'echo $$ > {sys.argv[2]}; sleep 60')\n"
+        "make_bench('plain', Path(sys.argv[1])).run('sh', '-c', f'echo $$ > {sys.argv[2]}; sleep 600')\n"
     )
     host = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(told), ":".join(sys.path)])
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not (told.exists() and told.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.02)

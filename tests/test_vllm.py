@@ -25,8 +25,8 @@ from support.vllm_environment import HAS_GPU, ROOT, real_python, serve_tiny
 from mrp.cache.store import Store
 from mrp.runtime.models.protocol import Answer, Call, Refused
 from mrp.runtime.models.registry import ModelSettings
-from mrp.runtime.models.vllm import VllmModel
-from mrp.runtime.models.vllm_serving import PYTHON
+from mrp.runtime.models.vllm.model import VllmModel
+from mrp.runtime.models.vllm.serving import PYTHON
 from mrp.specs.errors import InfraError
 
 pytestmark = pytest.mark.backend

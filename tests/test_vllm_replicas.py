@@ -19,17 +19,17 @@ import pytest
 from support.howto import follow
 from support.kinds import trials
 from support.models import asking
-from support.places import Place
+from support.places import Place, kill_group
 from support.tiny_model import write_tiny_model
 from support.vllm_emulator import emulated_python, starts
 from support.workspaces import Workspace
 
 from mrp.cache.store import Store
-from mrp.runtime.models import vllm_replicas
 from mrp.runtime.models.protocol import Answer, Busy, Call, Refused
 from mrp.runtime.models.registry import ModelSettings
-from mrp.runtime.models.vllm import VllmModel
-from mrp.runtime.models.vllm_serving import PYTHON, serving_of, vllm_python
+from mrp.runtime.models.vllm import replicas
+from mrp.runtime.models.vllm.model import VllmModel
+from mrp.runtime.models.vllm.serving import PYTHON, serving_of, vllm_python
 from mrp.specs.errors import InfraError
 
 
@@ -65,6 +65,18 @@ class Bench:
     def starts(self) -> list[dict[str, Any]]:
         return starts(self.noted)
 
+    def hold_all_of(self, model: VllmModel) -> None:
+        """Wait until all replicas are ready; then they give no answer until `let_go_at`."""
+        until(lambda: model.answer(call()) and all(r.state.value == "ready" for r in model._replicas._replicas))
+        (self.noted / "hold").touch()
+
+    def let_go_at(self, calls: int, model: VllmModel, kill: int | None = None) -> None:
+        """Let the replicas answer once so many calls are under way; before that, kill a process."""
+        until(lambda: sum(replica.calls for replica in model._replicas._replicas) == calls)
+        if kill is not None:
+            os.kill(kill, signal.SIGKILL)
+        (self.noted / "hold").unlink()
+
     def close(self) -> None:
         for model in self._models:
             model.close()
@@ -74,7 +86,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setenv(PYTHON, str(emulated_python(tmp_path)))
-    monkeypatch.setattr(vllm_replicas, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(replicas, "BACKOFF_SECONDS", 0.01)
     place = Bench(tmp_path)
     yield place
     place.close()
@@ -99,7 +111,7 @@ def asked_again(model: VllmModel, text: str = "hello") -> Answer:
 
 
 def until(true: Callable[[], object]) -> None:
-    for _ in range(400):
+    for _ in range(1200):
         if true():
             return
         time.sleep(0.05)
@@ -145,10 +157,12 @@ def test_answers_carry_the_facts_of_their_engine(bench: Bench) -> None:
 
 
 def test_calls_go_to_the_replica_with_the_fewest(bench: Bench) -> None:
-    model = bench.model(fault="slow", replicas=3, env={"EMULATOR_SECONDS": "0.5"})
-    until(lambda: model.answer(call()) and all(r.state.value == "ready" for r in model._replicas._replicas))
+    model = bench.model(fault="held", replicas=3)
+    bench.hold_all_of(model)
     with ThreadPoolExecutor(9) as pool:
-        answers = list(pool.map(lambda _: model.answer(call()), range(9)))
+        asked = [pool.submit(model.answer, call()) for _ in range(9)]
+        bench.let_go_at(9, model)
+        answers = [each.result() for each in asked]
     assert Counter(answer.facts["replica"] for answer in answers) == {0: 3, 1: 3, 2: 3}
 
 
@@ -161,14 +175,12 @@ def test_a_refusal_is_the_callers_own_fault(bench: Bench) -> None:
 
 
 def test_a_replica_that_is_killed_under_its_calls_is_started_again_and_no_call_is_lost(bench: Bench) -> None:
-    model = bench.model(fault="slow", replicas=2, env={"EMULATOR_SECONDS": "0.3"})
-    model.answer(call())
-    until(lambda: len(bench.starts()) == 2)
+    model = bench.model(fault="held", replicas=2)
+    bench.hold_all_of(model)
     first = bench.starts()[0]
     with ThreadPoolExecutor(12) as pool:
         answers = [pool.submit(asked_again, model, f"call {number}") for number in range(24)]
-        time.sleep(0.1)
-        os.kill(first["pid"], signal.SIGKILL)
+        bench.let_go_at(12, model, kill=first["pid"])
         texts = [text_of(answer.result()) for answer in answers]
     assert [text.partition(": ")[2] for text in texts] == [f"call {number}" for number in range(24)]
     until(lambda: len(bench.starts()) == 3)
@@ -178,7 +190,7 @@ def test_a_replica_that_is_killed_under_its_calls_is_started_again_and_no_call_i
 
 
 def test_a_replica_that_is_frozen_is_started_again(bench: Bench) -> None:
-    model = bench.model(health={"every": Decimal("0.1"), "timeout": Decimal("0.2")})
+    model = bench.model(health={"every": Decimal("0.1"), "timeout": Decimal("1.5")})
     model.answer(call())
     os.kill(bench.starts()[0]["pid"], signal.SIGSTOP)
     until(lambda: len(bench.starts()) == 2)
@@ -189,14 +201,14 @@ def test_a_replica_that_is_frozen_is_started_again(bench: Bench) -> None:
 def test_a_replica_that_comes_down_again_and_again_is_lost(bench: Bench) -> None:
     model = bench.model()
     model.answer(call())
-    for count in range(1, vllm_replicas.RESTARTS + 2):
+    for count in range(1, replicas.RESTARTS + 2):
         until(lambda count=count: len(bench.starts()) == count)
         asked_again(model)
         os.kill(bench.starts()[-1]["pid"], signal.SIGKILL)
     until(lambda: "is lost" in bench.said[-1])
     with pytest.raises(InfraError, match="replica 0 of //models:tiny is lost: it ended with exit code 137"):
         model.answer(call())
-    assert len(bench.starts()) == vllm_replicas.RESTARTS + 1
+    assert len(bench.starts()) == replicas.RESTARTS + 1
 
 
 def test_a_server_that_cannot_start_is_not_tried_again_and_its_log_is_shown(bench: Bench) -> None:
@@ -210,10 +222,10 @@ def test_a_server_that_cannot_start_is_not_tried_again_and_its_log_is_shown(benc
 
 
 def test_a_server_that_is_never_well_is_given_up(bench: Bench) -> None:
-    model = bench.model(fault="never-well", health={"start": Decimal("0.5")})
-    with pytest.raises(InfraError, match=r"it was not well after 0\.5 s \(`start` of `health` allows more\)"):
+    model = bench.model(fault="never-well", health={"start": Decimal("1.5")})
+    with pytest.raises(InfraError, match=r"it was not well after 1\.5 s \(`start` of `health` allows more\)"):
         model.answer(call())
-    assert is_gone(bench.starts()[0]["pid"])
+    assert all(is_gone(start["pid"]) for start in bench.starts()), "one, unless the machine was very busy"
 
 
 def test_another_free_port_is_taken_when_the_first_one_went_meanwhile(bench: Bench) -> None:
@@ -281,11 +293,17 @@ def test_calls_that_wait_for_a_start_end_when_the_model_is_closed(bench: Bench) 
 
 def test_a_trial_is_not_judged_by_the_time_that_its_model_took_to_start(bench: Bench) -> None:
     write_tiny_model(bench.folder / "ws" / "weights")
-    env = {"EMULATOR_FOLDER": str(bench.noted), "EMULATOR_FAULT": "slow-start", "EMULATOR_SECONDS": "6"}
+    env = {"EMULATOR_FOLDER": str(bench.noted), "EMULATOR_FAULT": "held-start"}
     model = {"kind": "model", "provider": "vllm", "weights": "weights", "serve": {"env": env, "version": "0.32.0"}}
-    place = asking(bench.folder, model, timeout="4s", retries=5)
-    report = place.build("-j1", "//:solve")
-    assert report["executed"] == 2
+    place = asking(bench.folder, model, timeout="6s", retries=5)
+    (bench.noted / "hold").touch()
+    build = place.start("build", "-j1", "//:solve")
+    try:
+        until(lambda: any("AttemptFailed" in log.read_text() for log in place.folder.glob(".mrp/runs/*/events.jsonl")))
+        (bench.noted / "hold").unlink()
+        assert build.wait(300) == 0
+    finally:
+        kill_group(build)
     assert [row["outcome"] for row in trials(place)] == ["ok", "ok"]
     (failed, *_) = json.loads(place.mrp("inspect", "--json").stdout)["failed_attempts"]
     assert "the trial's time ran out after it had waited" in failed["reason"]

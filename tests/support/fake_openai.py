@@ -8,7 +8,7 @@ import http.server
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,9 @@ from typing import Any
 class FakeOpenAI:
     """What the server was asked (`requests`, `keys`) and how it is to fail (`failures`, one for each next request).
 
-    A failure is (status, headers) or "cut", for an answer that breaks off in the middle. `slow`: seconds before each
-    answer. `most_at_once`: how many requests were being answered at a time at most.
+    A failure is (status, headers) or "cut", for an answer that breaks off in the middle. `before` is called with a
+    request's number before it is answered, and may wait. `most_at_once`: how many requests were being answered at a
+    time at most.
     """
 
     def __init__(self) -> None:
@@ -25,7 +26,7 @@ class FakeOpenAI:
         self.keys: list[str] = []
         self.times: list[float] = []
         self.failures: list[Any] = []
-        self.slow = 0.0
+        self.before: Callable[[int], object] = lambda number: None
         self.seeded = False
         self.url = ""
         self.most_at_once = 0
@@ -56,6 +57,12 @@ class FakeOpenAI:
             return len(self.requests), self.failures.pop(0) if self.failures else None
 
 
+def in_pairs() -> Callable[[int], object]:
+    """For `before`: no request is answered until another one is there to be answered with it."""
+    pair = threading.Barrier(2, timeout=60)
+    return lambda number: pair.wait()
+
+
 @contextmanager
 def fake_openai() -> Iterator[FakeOpenAI]:
     """A server under `url`, until the end of the block."""
@@ -68,7 +75,7 @@ def fake_openai() -> Iterator[FakeOpenAI]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with fake.busy():
                 number, failure = fake.noted({**body, "path": self.path}, self.headers.get("Authorization", ""))
-                time.sleep(fake.slow)
+                fake.before(number)
                 if not isinstance(body.get("messages", []), list):
                     failure = (400, {})
                 if isinstance(failure, tuple):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from support.places import Place
+from support.places import Place, QuickPlace
 
 Targets = dict[str, Any]
 
@@ -20,7 +20,7 @@ def workspace(
     written: dict[str, str | bytes] = {"mrp.yaml": "mrp: 1\nname: kinds\n", "rows.jsonl": ROWS}
     for package, declared in {"": targets, **packages}.items():
         written[f"{package}/BUILD.yaml".lstrip("/")] = json.dumps({"mrp": 1, "targets": declared}, indent=1)
-    return Place(folder / "ws").write({**written, **(files or {})})
+    return QuickPlace(folder / "ws").write({**written, **(files or {})})
 
 
 def policy(place: Place, **fields: Any) -> None:

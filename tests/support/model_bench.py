@@ -10,6 +10,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+# Loaded before threads use it: OpenAI's client fails when it finds it half loaded by another one.
+import httpx  # noqa: F401
+
 from mrp.cache.digest import digest_bytes
 from mrp.cache.store import Store
 from mrp.rules.action import Action, ActionKind, Attempt, make_action

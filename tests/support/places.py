@@ -1,21 +1,24 @@
 """A place to build in: a workspace folder with a cache of its own, driven through the real command line."""
 
 import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+from unittest.mock import patch
 
 from mrp.cache.store import Store
+from mrp.cli.main import main
 
 MRP = [sys.executable, "-m", "mrp"]
 
 
 class Place:
-    """A workspace in `folder` and its cache in `cache`; every call is a new process."""
+    """A workspace in `folder` and its cache in `cache`; every call is a new process, as at a prompt."""
 
     def __init__(self, folder: Path, cache: Path | None = None, python: str | None = None) -> None:
         self.folder = folder
@@ -23,7 +26,7 @@ class Place:
         self.command = [python, "-m", "mrp"] if python else MRP
         folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, files: dict[str, str | bytes]) -> "Place":
+    def write(self, files: dict[str, str | bytes]) -> Self:
         """Write files, by path."""
         for name, text in files.items():
             path = self.folder / name
@@ -101,6 +104,27 @@ class Place:
     def output(self, label_path: str) -> Any:
         """A JSON output under mrp-out."""
         return json.loads((self.folder / "mrp-out" / label_path).read_text())
+
+
+class QuickPlace(Place):
+    """A place whose calls run in this process, for stories that need no new one: starting mrp and loading its
+    language takes longer than a small build. `start`, and calls of another `command`, are processes all the same."""
+
+    def mrp(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run `mrp -C folder WORDS...` to its end."""
+        if self.command is not MRP:
+            return super().mrp(*words, **more)
+        out, err = (io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2))
+        with (
+            contextlib.chdir(os.curdir),
+            patch.dict(os.environ, self.environment(**more)),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            code = main(["-C", str(self.folder), *words])
+        for stream in (out, err):
+            stream.seek(0)
+        return subprocess.CompletedProcess(words, code, out.read(), err.read())
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

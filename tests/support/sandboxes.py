@@ -17,12 +17,14 @@ import pytest
 from mrp.cache.canonical import Json, canonical_bytes
 from mrp.cache.digest import Digest
 from mrp.cache.filestats import FileDigests
-from mrp.cache.store import Entry, Store
+from mrp.cache.store import Store
+from mrp.runtime.contract.bench import Trees
 from mrp.runtime.contract.image import PROGRAMS as CONTRACT_PROGRAMS
 from mrp.runtime.contract.image import toolchain_image
 from mrp.runtime.images.host import describe_host
 from mrp.runtime.sandbox.local import LocalBackend
 from mrp.runtime.sandbox.protocol import Backend, Endpoint
+from mrp.runtime.sdk_tree import sdk_tree
 from mrp.specs.ir import Limits
 from mrp.specs.work import OPERATOR_DIR, OUT, SDK_DIR, SOLUTION, TASK, WORK, Box, Completed, Mount, Process
 
@@ -64,26 +66,15 @@ CONTRACT_ENV = {
     "MRP_PARAMS": '{"effort":"high"}',
 }
 
-SDK_FOLDER = Path(__file__).parents[2] / "rules" / "mrp" / "sdk"
-
 
 @dataclass
-class Bench:
-    """One backend with a store, and short ways to run things and to look at what came of them."""
+class Bench(Trees):
+    """One backend of this machine, and short ways to run things on it."""
 
-    store: Store
     backend: Backend
     folder: Path
     portable: bool = False
     _images: dict[str, Digest] = field(default_factory=dict)
-
-    def tree(self, files: Mapping[str, str]) -> Digest:
-        """A tree of text files; a name that ends in * is executable."""
-        entries = {
-            name.rstrip("*"): Entry("x" if name.endswith("*") else "f", self.store.put_bytes(text.encode()))
-            for name, text in files.items()
-        }
-        return self.store.put_tree(entries)
 
     def image(self, toolchain: Sequence[str] = (), *, layers: Sequence[Digest] = (), env: Json = None) -> Digest:
         """An image of this machine."""
@@ -110,7 +101,7 @@ class Bench:
         box: Box | None = None,
         env: Mapping[str, str] | None = None,
         outputs: Sequence[str] = (WORK, OUT),
-        timeout: float = 20,
+        timeout: float = 120,
         cwd: str = WORK,
         secrets: Mapping[str, str] | None = None,
         endpoint: Endpoint | None = None,
@@ -141,13 +132,13 @@ class Bench:
         files: Mapping[str, Mapping[str, str]] | None = None,
         box: Box | None = None,
         env: Mapping[str, str] | None = None,
-        timeout: float = 20,
+        timeout: float = 120,
         endpoint: Endpoint | None = None,
     ) -> Completed:
         """Run a Python operator whose module op.py is `source`."""
         mounts = [Mount(path, self.tree(tree), path in (WORK, OUT)) for path, tree in (files or {}).items()]
         mounts.append(Mount(OPERATOR_DIR, self.tree({"op.py": source})))
-        mounts.append(Mount(SDK_DIR, self.sdk()))
+        mounts.append(Mount(SDK_DIR, sdk_tree(self.store)))
         process = Process(
             box=box or self.box(),
             entry=entry,
@@ -159,25 +150,6 @@ class Bench:
             timeout=Decimal(str(timeout)),
         )
         return self.backend.run(process, secrets={}, tag="//test:it", endpoint=endpoint)
-
-    def sdk(self) -> Digest:
-        """The tree of mrp.sdk as sandboxes find it."""
-        files = {f"mrp/sdk/{path.name}": path.read_text() for path in sorted(SDK_FOLDER.glob("*.py"))}
-        return self.tree(files)
-
-    def stdout(self, completed: Completed) -> str:
-        return self.store.get_bytes(completed.stdout).decode(errors="replace")
-
-    def stderr(self, completed: Completed) -> str:
-        return self.store.get_bytes(completed.stderr).decode(errors="replace")
-
-    def files(self, completed: Completed, folder: str = WORK) -> dict[str, str]:
-        """The text of each file in an output folder."""
-        return {
-            path: self.store.get_bytes(entry.digest).decode(errors="replace")
-            for path, entry in self.store.read_tree(completed.outputs[folder]).items()
-            if entry.digest is not None
-        }
 
 
 def make_bench(name: str, folder: Path) -> Bench:
@@ -224,7 +196,7 @@ def why_not(name: str) -> str | None:
     return None
 
 
-def outside(source: str, *, timeout: float = 20, **env: str) -> subprocess.CompletedProcess[str]:
+def outside(source: str, *, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
     """Run Python source on the bare machine, as the control of an attack."""
     return subprocess.run(
         [sys.executable, "-c", source],

@@ -4,7 +4,7 @@ It stands where the Python with vLLM stands. Like vLLM it has an engine in a pro
 that is killed. Faults are named by variables of `serve.env`:
 
     EMULATOR_FAULT   no-start: it ends with a traceback; never-well: /health says 503; taken-once: the first start finds
-                     its port taken; slow, slow-start: each answer, or the start, takes EMULATOR_SECONDS
+                     its port taken; held, held-start: no answer, or no start, while the folder has a file `hold`
     EMULATOR_FOLDER  where it notes each start: pid of server and engine, words, names of variables
     EMULATOR_VERSION what it says on /version
 """
@@ -43,10 +43,7 @@ def starts(folder: Path) -> list[dict[str, Any]]:
 def _main(words: list[str]) -> None:
     assert words[:2] == ["-m", "vllm.entrypoints.openai.api_server"], words
     options = dict(zip(words[2::2], words[3::2], strict=False))
-    fault, folder = (
-        os.environ.get("EMULATOR_FAULT", ""),
-        Path(os.environ.get("EMULATOR_FOLDER") or os.environ["TMPDIR"]),
-    )
+    fault, folder = os.environ.get("EMULATOR_FAULT", ""), _folder()
     print(f"(APIServer pid={os.getpid()}) INFO 01-01 00:00:00 [api_utils.py:1] starting", flush=True)
     first = not list(folder.glob("start-*.json"))
     engine = subprocess.Popen([sys.executable, "-c", "import signal; signal.signal(15, 1); signal.pause()"])
@@ -58,10 +55,19 @@ def _main(words: list[str]) -> None:
         raise ValueError("the weights have no tensor called lm_head")
     if fault == "taken-once" and first:
         sys.exit("OSError: [Errno 98] Address already in use")
-    if fault == "slow-start":
-        time.sleep(float(os.environ["EMULATOR_SECONDS"]))
+    if fault == "held-start":
+        _hold()
     print(ENGINE_LINE, flush=True)
     ThreadingHTTPServer((options["--host"], int(options["--port"])), _Handler).serve_forever()
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("EMULATOR_FOLDER") or os.environ["TMPDIR"])
+
+
+def _hold() -> None:
+    while (_folder() / "hold").exists():
+        time.sleep(0.02)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -79,8 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(401, {"error": "Unauthorized"})
         if body.get("max_tokens", 0) > 512:
             return self._answer(400, {"error": {"message": "max_tokens is too large", "code": 400}})
-        if os.environ.get("EMULATOR_FAULT") == "slow":
-            time.sleep(float(os.environ["EMULATOR_SECONDS"]))
+        if os.environ.get("EMULATOR_FAULT") == "held":
+            _hold()
         text = f"{os.getpid()}: {body['messages'][-1]['content']}"
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mrp.runtime.models.vllm_serving import PYTHON
+from mrp.runtime.models.vllm.serving import PYTHON
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mrp.cli.answers import last_line, result_lines
 from mrp.cli.fast import identity_of
 from mrp.cli.flags import add_build_flags, add_compile_flags, add_selection_flags, build_options, need_targets
-from mrp.cli.progress import Progress, failure_line
+from mrp.cli.progress import Progress
 from mrp.cli.screen import Screen
 from mrp.cli.workspace import find_root
 
@@ -64,11 +64,9 @@ def show(report: "BuildReport", root: Path, screen: Screen) -> int:
         screen.document(report.to_json())
     if not screen.quiet:
         _show_results(report, root, screen)
-    if report.status not in ("ok", "held"):
-        for failure in report.failures:
-            screen.note(failure_line(failure.label, failure.reason))
-        if report.reason and not report.failures:
-            screen.error(f"{report.status}: {report.reason}")
+    # What failed was said when it did.
+    if report.status not in ("ok", "held") and report.reason and not report.failures:
+        screen.error(f"{report.status}: {report.reason}")
     for label, target in report.targets.items():
         if target.status == "held":
             screen.note(f"{label} is held: its gate is false")

@@ -190,7 +190,7 @@ def _verdict(
     sampled = [(name, report, _sampled(report, networked)) for name, report in differing]
     bad = [(name, report) for name, report, by_network in sampled if not by_network]
     counts = proof.counts if proof is not None else {}
-    unproven = [label for label, (calls, same) in counts.items() if same < calls]
+    unproven = [label for label, (calls, same) in counts.items() if same < calls or not calls]
     if screen.json:
         screen.document(
             {
@@ -202,6 +202,9 @@ def _verdict(
             }
         )
     for label, (calls, same) in sorted(counts.items()):
+        if not calls:
+            screen.answer(f"{label} is not proven: no run made a call that another run had made")
+            continue
         proven = "proven" if same == calls else "declared `seeded`, and it is not"
         screen.answer(f"{label} is {proven}: {same} of {calls} calls that were made anew had the same answer")
     for name, report, by_network in sampled:

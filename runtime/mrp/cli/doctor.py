@@ -149,7 +149,7 @@ def _cgroups() -> Finding:
 
 def _services() -> Iterator[Finding]:
     """Sandbox backends that are services, servers of models and engines: usable, or what is missing."""
-    from mrp.runtime.models.vllm_serving import vllm_python
+    from mrp.runtime.models.vllm.serving import vllm_python
     from mrp.runtime.sandbox.registry import PROVIDERS
     from mrp.specs.errors import MrpError
 

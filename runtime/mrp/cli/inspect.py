@@ -190,7 +190,8 @@ def _show_attempt(attempt: dict[str, Any], text_of: Any, store: "Store", screen:
         )
         screen.answer(f"    {attempt['determinism']}: {why}")
     if attempt.get("calls"):
-        screen.answer(f"    {len(attempt['calls'])} calls of its model; `mrp log LABEL --calls` shows them")
+        count = len(attempt["calls"])
+        screen.answer(f"    {count} call{'s' if count > 1 else ''} of its model; `mrp log LABEL --calls` shows them")
     for stream in ("stdout", "stderr"):
         lines = (text_of(store, attempt[stream]) or "").splitlines()
         if lines:

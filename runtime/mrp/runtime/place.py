@@ -26,16 +26,20 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 def refuse_unknown(options: BuildOptions) -> None:
     """Raise UsageError for words that name no place."""
     if options.engine is not None and options.engine not in ENGINE_NAMES:
-        raise UsageError(f"there is no engine {options.engine}; {_near(options.engine, ENGINE_NAMES)}")
+        near = _near(options.engine, ENGINE_NAMES, "--sandbox", BACKEND_NAMES)
+        raise UsageError(f"there is no engine {options.engine}; {near}")
     if options.sandbox is not None and options.sandbox not in BACKEND_NAMES:
-        raise UsageError(f"there is no sandbox backend {options.sandbox}; {_near(options.sandbox, BACKEND_NAMES)}")
+        near = _near(options.sandbox, BACKEND_NAMES, "--engine", ENGINE_NAMES)
+        raise UsageError(f"there is no sandbox backend {options.sandbox}; {near}")
     if options.engine == "modal" and options.sandbox not in (None, "modal"):
         raise UsageError(f"the modal engine isolates with modal's own sandboxes; leave out --sandbox {options.sandbox}")
     if options.address is not None and options.engine != "ray":
         raise UsageError("--address is that of a Ray cluster; add --engine ray")
 
 
-def _near(word: str, known: Iterable[str]) -> str:
+def _near(word: str, known: Iterable[str], other_flag: str, others: Iterable[str]) -> str:
+    if word in others:
+        return f"write {other_flag} {word}"
     return did_you_mean(word, known) or f"use one of {', '.join(known)}"
 
 

@@ -37,7 +37,12 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def owner_of(state: Path) -> str:
-    """The word that stands for this workspace on what services keep for it: random, made once. Raises InfraError."""
+    """The word that stands for this workspace on what services keep for it. Raises InfraError.
+
+    It is made of something random, and of the file that holds that: a copy of a workspace is another one.
+    """
+    from hashlib import blake2b
+
     place = state / "owner"
     with explained(place):
         if not place.exists():
@@ -46,7 +51,7 @@ def owner_of(state: Path) -> str:
             with suppress(FileExistsError):
                 os.link(fresh, place)
             fresh.unlink()
-        return place.read_text(encoding="ascii")
+        return blake2b(b"%d %s" % (place.stat().st_ino, place.read_bytes()), digest_size=8).hexdigest()
 
 
 def unwritable(path: Path, error: OSError) -> InfraError:

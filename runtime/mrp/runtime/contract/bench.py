@@ -13,20 +13,16 @@ from mrp.cache.store import Entry, Store
 from mrp.runtime.sandbox.protocol import Backend, Endpoint
 from mrp.runtime.sdk_tree import sdk_tree
 from mrp.specs.ir import Limits
-from mrp.specs.work import OPERATOR_DIR, OUT, SDK_DIR, WORK, Box, Completed, Mount, Process
+from mrp.specs.work import OPERATOR_DIR, OUT, SDK_DIR, TASK, WORK, Box, Completed, Mount, Process
 
 LIMITS = Limits(cpus=Decimal(1), memory=256 * 2**20, wall=Decimal(60), pids=64, disk=32 * 2**20)
 
 
 @dataclass
-class Bench:
-    """A backend with an image that has PROGRAMS; `owned` lists what it keeps for ended processes, by name."""
+class Trees:
+    """A store, and short ways to put trees there and to see what was kept of a process."""
 
     store: Store
-    backend: Backend
-    image: Digest
-    scratch: Path
-    owned: Callable[[], Sequence[str]] = tuple
 
     def tree(self, files: Mapping[str, str]) -> Digest:
         """A tree of text files; a name that ends in * is executable."""
@@ -35,6 +31,30 @@ class Bench:
             for name, text in files.items()
         }
         return self.store.put_tree(entries)
+
+    def stdout(self, completed: Completed) -> str:
+        return self.store.get_bytes(completed.stdout).decode(errors="replace")
+
+    def stderr(self, completed: Completed) -> str:
+        return self.store.get_bytes(completed.stderr).decode(errors="replace")
+
+    def files(self, completed: Completed, folder: str = WORK) -> dict[str, str]:
+        """The text of each file in an output folder."""
+        return {
+            path: self.store.get_bytes(entry.digest).decode(errors="replace")
+            for path, entry in self.store.read_tree(completed.outputs[folder]).items()
+            if entry.digest is not None
+        }
+
+
+@dataclass
+class Bench(Trees):
+    """A backend with an image that has PROGRAMS; `owned` lists what it keeps for ended processes, by name."""
+
+    backend: Backend
+    image: Digest
+    scratch: Path
+    owned: Callable[[], Sequence[str]] = tuple
 
     def run(
         self,
@@ -58,26 +78,19 @@ class Bench:
 
     def operator(self, source: str, files: Mapping[str, Mapping[str, str]]) -> Completed:
         """Run the class Op of a Python operator's source."""
+        return self.backend.run(self.operator_process(source, files), secrets={}, tag="//contract:check")
+
+    def operator_process(
+        self, source: str, files: Mapping[str, Mapping[str, str]], *, record: str = "a", pure: bool = False
+    ) -> Process:
+        """What runs the class Op of a Python operator's source on a record."""
         mounts = [Mount(path, self.tree(tree), path in (WORK, OUT)) for path, tree in files.items()]
         mounts += [Mount(OPERATOR_DIR, self.tree({"op.py": source})), Mount(SDK_DIR, sdk_tree(self.store))]
-        env = {"MRP_TASK_DIR": "/task", "MRP_WORKSPACE": WORK, "MRP_OUTPUT_DIR": OUT, "MRP_RECORD_ID": "a"}
+        env = {"MRP_TASK_DIR": TASK, "MRP_WORKSPACE": WORK, "MRP_OUTPUT_DIR": OUT, "MRP_RECORD_ID": record}
         env |= {"MRP_SAMPLE": "0", "MRP_SEED": "1", "MRP_TRIAL": "0" * 16, "MRP_PARAMS": "{}"}
-        process = Process(self.box(), entry="op:Op", role="agent", mounts=tuple(mounts), outputs=(WORK, OUT), env=env)
-        return self.backend.run(process, secrets={}, tag="//contract:check")
-
-    def stdout(self, completed: Completed) -> str:
-        return self.store.get_bytes(completed.stdout).decode(errors="replace")
-
-    def stderr(self, completed: Completed) -> str:
-        return self.store.get_bytes(completed.stderr).decode(errors="replace")
-
-    def files(self, completed: Completed, folder: str = WORK) -> dict[str, str]:
-        """The text of each file in an output folder."""
-        return {
-            path: self.store.get_bytes(entry.digest).decode(errors="replace")
-            for path, entry in self.store.read_tree(completed.outputs[folder]).items()
-            if entry.digest is not None
-        }
+        return Process(
+            self.box(), entry="op:Op", role="agent", pure=pure, mounts=tuple(mounts), outputs=(WORK, OUT), env=env
+        )
 
     def box(self, secrets: Mapping[str, str] | None = None, **fields: object) -> Box:
         """A sandbox in the image, with limits that checks can reach."""

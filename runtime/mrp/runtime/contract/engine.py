@@ -7,7 +7,7 @@ from mrp.runtime.contract import sandbox
 from mrp.runtime.contract.bench import Bench
 from mrp.runtime.contract.check import Broken, Check, expect
 from mrp.specs.errors import InfraError
-from mrp.specs.work import OPERATOR_DIR, OUT, SDK_DIR, TASK, WORK, Completed, Mount, Process
+from mrp.specs.work import OUT, TASK, WORK, Completed, Process
 
 _PURE = """
 import mrp.sdk
@@ -62,15 +62,5 @@ PLACED: tuple[Check[Bench], ...] = (Check("what can run nowhere is refused", _im
 
 
 def _item(bench: Bench, number: int) -> Process:
-    from mrp.runtime.sdk_tree import sdk_tree
-
-    mounts = (
-        Mount(TASK, bench.tree({"record.json": f'{{"id":"i{number}"}}'})),
-        Mount(WORK, bench.tree({}), True),
-        Mount(OUT, bench.tree({}), True),
-        Mount(OPERATOR_DIR, bench.tree({"op.py": _PURE})),
-        Mount(SDK_DIR, sdk_tree(bench.store)),
-    )
-    env = {"MRP_TASK_DIR": TASK, "MRP_WORKSPACE": WORK, "MRP_OUTPUT_DIR": OUT, "MRP_RECORD_ID": f"i{number}"}
-    env |= {"MRP_SAMPLE": "0", "MRP_SEED": "1", "MRP_TRIAL": "0" * 16, "MRP_PARAMS": "{}"}
-    return Process(bench.box(), entry="op:Op", role="agent", pure=True, mounts=mounts, outputs=(WORK, OUT), env=env)
+    files = {TASK: {"record.json": f'{{"id":"i{number}"}}'}, WORK: {}, OUT: {}}
+    return bench.operator_process(_PURE, files, record=f"i{number}", pure=True)

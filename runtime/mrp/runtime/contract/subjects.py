@@ -18,7 +18,7 @@ from mrp.runtime.engine.registry import ENGINES
 from mrp.runtime.sandbox.local import LocalBackend
 from mrp.runtime.sandbox.protocol import Backend
 from mrp.runtime.sandbox.provider import Owner, Provider
-from mrp.runtime.sandbox.registry import PROVIDERS, BackendSettings
+from mrp.runtime.sandbox.registry import PROVIDERS, BackendSettings, reach
 from mrp.specs.backends import BACKENDS
 from mrp.specs.errors import UsageError
 
@@ -71,12 +71,12 @@ def _open(name: str, settings: BackendSettings) -> tuple[Backend, Provider | Non
     if name in PROVIDERS:
         from mrp.runtime.sandbox.provided import ProvidedBackend
 
-        provider = PROVIDERS[name](settings.store)
+        provider = reach(name, settings.store)
         return ProvidedBackend(provider, settings), provider
     made_by, _, isolated_by = name.partition("+")
     isolated_by = isolated_by or "local"
-    started = ENGINES[made_by](EngineSettings(settings, isolated_by, slots=_SLOTS))
-    return started, PROVIDERS[isolated_by]() if isolated_by in PROVIDERS else None
+    keeper = reach(isolated_by) if isolated_by in PROVIDERS else None
+    return ENGINES[made_by](EngineSettings(settings, isolated_by, slots=_SLOTS)), keeper
 
 
 def _left_here() -> list[str]:

@@ -88,6 +88,7 @@ class Gateway:
         finally:
             with self._lock:
                 del self._sessions[token]
+            session.end()
             door.shut(token)
 
     def take_spent(self, key: ActionKey) -> tuple[Decimal, int]:

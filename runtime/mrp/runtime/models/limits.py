@@ -3,10 +3,11 @@
 import random
 import threading
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from mrp.runtime.models.protocol import Answer, Busy, Call
+from mrp.cache.digest import ActionKey
+from mrp.runtime.models.protocol import Answer, Busy, Call, Model
 
 TRIES = 6
 """How often one call is tried, before the trial ends as an infrastructure failure."""
@@ -18,15 +19,14 @@ _MOST_PATIENCE = 600.0
 _LEAST_OF_WAIT = 10
 """A model that asks for less than this part of what would be waited anyhow is not believed."""
 
+_LOOK_SECONDS = 0.2
+"""Between two looks of a call that waits at whether anybody still waits for it."""
+
 _MINUTE = 60.0
 
 
-class _Answers(Protocol):
-    def answer(self, call: Call) -> Answer: ...
-
-
 class Stopped(Exception):
-    """The build was stopped while a call waited."""
+    """The build was stopped, or the trial ended, while a call waited."""
 
 
 class Lane:
@@ -37,7 +37,7 @@ class Lane:
 
     def __init__(
         self,
-        open_model: Callable[[], _Answers],
+        open_model: Callable[[], Model],
         stopped: threading.Event,
         concurrency: int | None = None,
         tokens_per_minute: int | None = None,
@@ -46,21 +46,39 @@ class Lane:
         self._slots = threading.Semaphore(concurrency) if concurrency is not None else None
         self._rate = TokenRate(tokens_per_minute) if tokens_per_minute is not None else None
         self._lock = threading.Lock()
-        self._opened: _Answers | None = None
+        self._under_way: set[ActionKey] = set()
+        self._one_less = threading.Condition()
+        self._opened: Model | None = None
         self._not_before = 0.0
+
+    @contextmanager
+    def alone(self, key: ActionKey, call: Call) -> Iterator[None]:
+        """Hold a call while the same one is under way, left by an attempt of its trial that failed. Raises Stopped."""
+        with call.held, self._one_less:
+            while key in self._under_way:
+                self._one_less.wait(_LOOK_SECONDS)
+                self._check(call)
+            self._under_way.add(key)
+        try:
+            yield
+        finally:
+            with self._one_less:
+                self._under_way.discard(key)
+                self._one_less.notify_all()
 
     def ask(self, call: Call, expected_tokens: int) -> Answer:
         """The answer, of the first try that gives one.
 
-        Raises Busy when no try did, Refused and InfraError as the model does, Stopped when the build was stopped.
+        Raises Busy when no try did, Refused and InfraError as the model does, Stopped when nobody waits any more.
         """
         with call.held:
+            self._check(call)
             model = self._model()
         tries = 0
         while True:
             tries += 1
             with call.held:
-                self._rest(self._not_before - time.monotonic())
+                self._rest(call, self._not_before - time.monotonic())
             try:
                 return self._once(model, call, expected_tokens)
             except Busy as busy:
@@ -73,48 +91,57 @@ class Lane:
                 self._not_before = max(self._not_before, time.monotonic() + max(after, wait / _LEAST_OF_WAIT))
             else:
                 with call.held:
-                    self._rest(random.uniform(wait / 2, wait))
+                    self._rest(call, random.uniform(wait / 2, wait))
 
-    def _once(self, model: _Answers, call: Call, expected_tokens: int) -> Answer:
+    def _once(self, model: Model, call: Call, expected_tokens: int) -> Answer:
         if self._slots is not None:
             with call.held:
-                while not self._slots.acquire(timeout=0.2):
-                    self._check()
+                while not self._slots.acquire(timeout=_LOOK_SECONDS):
+                    self._check(call)
         try:
-            if self._rate is not None:
-                while (wait := self._rate.take(expected_tokens, time.monotonic())) > 0:
-                    with call.held:
-                        self._rest(wait)
-            self._check()
-            answer = model.answer(call)
-            if self._rate is not None:
-                self._rate.give_back(expected_tokens - answer.input_tokens - answer.output_tokens)
-            return answer
+            self._check(call)
+            return self._at_rate(model, call, expected_tokens)
         finally:
             if self._slots is not None:
                 self._slots.release()
 
-    def _model(self) -> _Answers:
+    def _at_rate(self, model: Model, call: Call, expected_tokens: int) -> Answer:
+        if self._rate is None:
+            return model.answer(call)
+        while (wait := self._rate.take(expected_tokens, time.monotonic())) > 0:
+            with call.held:
+                self._rest(call, wait)
+        needed = 0
+        try:
+            answer = model.answer(call)
+            needed = answer.input_tokens + answer.output_tokens
+            return answer
+        finally:
+            self._rate.settle(expected_tokens, needed)
+
+    def _model(self) -> Model:
         with self._lock:
-            self._check()
             if self._opened is None:
                 self._opened = self._open_model()
             return self._opened
 
-    def _rest(self, seconds: float) -> None:
-        if seconds > 0:
-            self._stopped.wait(seconds)
-        self._check()
+    def _rest(self, call: Call, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        self._check(call)
+        while (left := until - time.monotonic()) > 0:
+            self._stopped.wait(min(left, _LOOK_SECONDS))
+            self._check(call)
 
-    def _check(self) -> None:
-        if self._stopped.is_set():
+    def _check(self, call: Call) -> None:
+        if self._stopped.is_set() or call.over.is_set():
             raise Stopped
 
 
 class TokenRate:
     """So many tokens a minute: a bucket that holds a minute's worth and fills evenly. It knows no clock.
 
-    A call that is expected to need more than a minute's worth goes when the bucket is full.
+    A call that is expected to need more than a minute's worth goes when the bucket is full, and empties it: what an
+    agent asks for must not keep others from being answered.
     """
 
     def __init__(self, per_minute: int) -> None:
@@ -130,11 +157,11 @@ class TokenRate:
             self._left, self._at = min(self._per_minute, self._left + filled), now
             needed = min(float(tokens), self._per_minute)
             if self._left >= needed:
-                self._left -= tokens
+                self._left -= needed
                 return 0.0
             return (needed - self._left) * _MINUTE / self._per_minute
 
-    def give_back(self, tokens: int) -> None:
-        """A call needed so many tokens fewer than it was charged, or more where negative."""
+    def settle(self, expected: int, needed: int) -> None:
+        """A call that was charged for what was expected ended, and needed so many tokens."""
         with self._lock:
-            self._left += tokens
+            self._left += min(float(expected), self._per_minute) - needed

@@ -62,9 +62,13 @@ class Upstream:
         try:
             import httpx
         except ImportError as error:
-            message = "models of provider openai need httpx; `pip install 'mrp-build[models]'` brings it"
+            message = "servers of models are asked with httpx; `pip install 'mrp-build[models]'` brings it"
             raise InfraError(message, retryable=False) from error
 
+        if secret and not (secret.isascii() and secret.isprintable()):
+            # The library's own error would show it.
+            message = f"the secret {secret_name} holds a line end, or what else no header can; take that out of it"
+            raise InfraError(message, retryable=False)
         self._url = url.rstrip("/")
         self._secret, self._secret_name = secret, secret_name
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
@@ -93,7 +97,7 @@ class Upstream:
                     raise self._failure(response, b"".join(pieces))
                 given = len(request_bytes(body)) // _BYTES_A_TOKEN
                 if streams:
-                    return _streamed(list(self._chunks(pieces)), asked_usage, given)
+                    return _streamed(list(self._chunks(pieces, call.body.get("n"))), asked_usage, given)
                 return _plain(self._said(b"".join(pieces)), given)
         except httpx.InvalidURL as error:
             raise InfraError(f"{self._url} is no address: {error}", retryable=False) from None
@@ -117,6 +121,9 @@ class Upstream:
 
     def _pieces(self, response: "httpx.Response", deadline: float) -> Iterator[bytes]:
         """The body as it comes; raises Busy when it does not end."""
+        if "," in response.headers.get("content-encoding", ""):
+            # Packed twice, a few bytes could fill the memory before they are counted.
+            raise Busy(f"{self._url}: the answer is packed more than once")
         size = 0
         for piece in response.iter_bytes():
             size += len(piece)
@@ -124,20 +131,20 @@ class Upstream:
                 raise Busy(f"{self._url}: the answer did not end; it had {size} bytes so far")
             yield piece
 
-    def _chunks(self, pieces: Iterator[bytes]) -> Iterator[Json]:
-        """The data of each event; raises Busy when the stream is cut before its end."""
-        begun: set[Json] = set()
-        finished: set[Json] = set()
+    def _chunks(self, pieces: Iterator[bytes], choices: Json) -> Iterator[Json]:
+        """The data of each event; raises Busy when the stream is cut before its end, or that of so many choices."""
+        begun: set[str] = set()
+        finished: set[str] = set()
         for data in _events(_lines(pieces)):
             if data == "[DONE]" and begun:
                 return
             chunk = self._said(data.encode())
             for choice in _choices(chunk):
-                begun.add(choice.get("index"))
+                begun.add(str(choice.get("index")))
                 if choice.get("finish_reason"):
-                    finished.add(choice.get("index"))
+                    finished.add(str(choice.get("index")))
             yield chunk
-        if not begun or begun != finished:
+        if not begun or begun != finished or (isinstance(choices, int) and len(finished) < choices):
             raise Busy(f"{self._url}: the stream was cut")
 
     def _said(self, data: bytes) -> dict[str, Json]:
@@ -185,7 +192,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _plain(body: dict[str, Json], guess: int) -> Answer:
-    if not isinstance(body.get("choices"), list):
+    if not _choices(body):
         raise Busy("the model answered without `choices`")
     given, made = _tokens(body.get("usage"), [body], guess)
     return Answer(body=body, input_tokens=given, output_tokens=made, facts=_facts(body))

@@ -47,6 +47,7 @@ class Call:
 
     `body["stream"]` asks for an answer in chunks. timeout: seconds for the whole answer. number: how many other calls
     the trial made before; occurrence: how many of these were the same. held: is entered while the call only waits.
+    over: is set when the trial has ended, and a call that still waits need not be made.
     """
 
     path: str
@@ -55,6 +56,7 @@ class Call:
     number: int = 0
     occurrence: int = 0
     held: Held = field(default_factory=Held, compare=False, repr=False)
+    over: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
 
 
 def request_bytes(body: Mapping[str, Json]) -> bytes:

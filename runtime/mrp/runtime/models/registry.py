@@ -46,7 +46,7 @@ def _scripted(settings: ModelSettings) -> Model:
 
 
 def _vllm(settings: ModelSettings) -> Model:
-    from mrp.runtime.models.vllm import VllmModel
+    from mrp.runtime.models.vllm.model import VllmModel
 
     return VllmModel(settings)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from mrp.cache.canonical import Json, canonical_bytes, canonical_digest
+from mrp.cache.canonical import Json, canonical_bytes, canonical_digest, canonical_text
 from mrp.cache.store import Entry, Store
 from mrp.runtime.models.protocol import Answer, Call, Refused
 from mrp.runtime.models.registry import ModelSettings
@@ -56,7 +56,12 @@ class ScriptedModel:
         """See mrp.runtime.models.protocol.Model."""
         _check(call)
         said = self._called(call) if self._lines is None else chosen(self._lines, call)
-        return spoken(said, call)
+        try:
+            return spoken(said, call)
+        except (TypeError, ValueError, AttributeError) as error:
+            shown = canonical_text(said)[:80]
+            message = f"{self._settings.label}: {self._path} says {shown}, which is no text, message or body"
+            raise InfraError(message, retryable=False) from error
 
     def close(self) -> None:
         """See mrp.runtime.models.protocol.Model."""
@@ -144,7 +149,7 @@ def spoken(said: Json, call: Call) -> Answer:
         answer = Answer(said, (), int(usage.get("prompt_tokens", asked)), int(usage.get("completion_tokens", 0)))
         return _in_chunks(answer) if call.body.get("stream") else answer
     chat = call.path == "chat/completions"
-    message: dict[str, Json] = {"role": "assistant", "content": said} if isinstance(said, str) else dict(said)
+    message: dict[str, Json] = {"role": "assistant", "content": said} if isinstance(said, str) else {**said}
     text = message.get("content") or ""
     made = len(str(text).split())
     choice: dict[str, Json] = {"index": 0, "finish_reason": "tool_calls" if message.get("tool_calls") else "stop"}

@@ -32,6 +32,7 @@ _ALIVE_SECONDS = 5.0
 """Between two comment lines, for as long as a stream has nothing to give."""
 
 _POLL_SECONDS = 0.05
+_LENGTH = re.compile(r"[0-9]{1,16}")
 _CHUNK_SIZE = re.compile(rb"[0-9a-fA-F]{1,16}")
 
 _MOST_CONNECTIONS = 512
@@ -219,6 +220,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _stream(self, path: str, body: Mapping[str, Json]) -> None:
         """Headers and comments go out while the answer is waited for; an error before that has its own status."""
         came = _Came(lambda: self.session.answer(path, body).chunks)
+        try:
+            self._give(came)
+        finally:
+            # A client that left keeps its connection's place, as one does that asked for no stream: else an agent
+            # could have any number of calls under way.
+            came.wait()
+
+    def _give(self, came: "_Came") -> None:
         begun = False
         while not came.wait(_ALIVE_SECONDS):
             if not begun:
@@ -233,18 +242,26 @@ class _Handler(BaseHTTPRequestHandler):
             self._chunk(f"data: {canonical_text(error_json(came.error))}\n\n")
         elif came.error is None:
             self._chunk("".join(f"data: {canonical_text(chunk)}\n\n" for chunk in came.chunks) + "data: [DONE]\n\n")
-        self.wfile.write(b"0\r\n\r\n")
+        if self._knows_chunks:
+            self.wfile.write(b"0\r\n\r\n")
+
+    @property
+    def _knows_chunks(self) -> bool:
+        return self.request_version != "HTTP/1.0"
 
     def _begin_stream(self) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Cache-Control", "no-cache")
-        self.send_header("Transfer-Encoding", "chunked")
+        if self._knows_chunks:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.close_connection = True
         self.end_headers()
 
     def _chunk(self, text: str) -> None:
         data = text.encode()
-        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data) if self._knows_chunks else data)
         self.wfile.flush()
 
     # -- bodies --------------------------------------------------------------------------------------------------
@@ -257,7 +274,7 @@ class _Handler(BaseHTTPRequestHandler):
         if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
             return self._read_chunks(large)
         length = self.headers.get("Content-Length", "0")
-        if not length.isdecimal() or int(length) > _MAX_BODY:
+        if not _LENGTH.fullmatch(length) or int(length) > _MAX_BODY:
             self.close_connection = True
             raise Declined(413, "too_large", f"a request may have {_MAX_BODY} bytes")
         if int(length) > _LARGE:
@@ -294,7 +311,7 @@ class _Came:
         self._done = threading.Event()
         threading.Thread(target=self._run, args=(ask,), daemon=True).start()
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float | None = None) -> bool:
         return self._done.wait(seconds)
 
     def _run(self, ask: Callable[[], tuple[Json, ...]]) -> None:

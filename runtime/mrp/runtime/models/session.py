@@ -7,6 +7,7 @@ as `limit`, a budget as `budget`, whatever the agent made of the error that it w
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
@@ -25,6 +26,9 @@ from mrp.specs.results import Outcome
 
 _UNSTATED_OUTPUT = 4096
 """Tokens that are reserved for an answer whose length the request does not limit."""
+
+_MOST_STATED = Decimal(10**12)
+"""More than any request means; its digits could fill the memory."""
 
 _BYTES_A_TOKEN = 4
 """About so many bytes of text are a token, where only a guess is needed."""
@@ -79,7 +83,7 @@ class Session:
         self._taken: dict[Digest, set[int]] = {}
         self._begun = 0
         self._served: list[ActionKey] = []
-        self._total, self._held = Spent(), Held()
+        self._total, self._held, self._over = Spent(), Held(), threading.Event()
         self._declined: Declined | None = None
         self._ends_as: InfraError | OverBudget | Cancelled | str | None = None
 
@@ -129,15 +133,20 @@ class Session:
     def _ask(self, key: CallKey, path: str, said: Mapping[str, Json], number: int, occurrence: int) -> Answer:
         if not self._record.upstream:
             raise InfraError(
-                f"the record has no answer to call {number + 1} of the trial, and a replay asks no model; build the"
-                " target again to record it",
+                f"the record has no answer to call {number + 1} of the trial, and a replay asks no model; the cache"
+                " lost it, and a new build records it again, or the model refused the call, which is never recorded",
                 retryable=False,
             )
         body = {**self._use.sampling, **said, "model": self._use.name}
         if self._use.seeded and body.get("seed") is None:
             body["seed"] = int(key.key[:8], 16) >> 1
-        call = Call(path, body, number=number, occurrence=occurrence, held=self._held)
-        expected_input, expected_output = _expected(key, body)
+        call = Call(path, body, number=number, occurrence=occurrence, held=self._held, over=self._over)
+        with self._lane.alone(key.key, call):
+            return self._record.find(key) or self._paid_for(key, call)
+
+    def _paid_for(self, key: CallKey, call: Call) -> Answer:
+        """What the model itself answers, once the budget allows it."""
+        expected_input, expected_output = _expected(key, call.body)
         # No text has more tokens than bytes, but for what a chat template adds.
         most_input = len(key.request) + _TRANSPORT
         most = (self._use.price(most_input, expected_output), most_input + expected_output)
@@ -199,6 +208,10 @@ class Session:
 
     # -- the trial's side ----------------------------------------------------------------------------------------
 
+    def end(self) -> None:
+        """The trial is over: what it asked, and was not sent yet, is not sent any more."""
+        self._over.set()
+
     def conclude(self, attempt: Attempt) -> Attempt:
         """What the trial came to, with its calls. Raises InfraError, OverBudget or Cancelled when that is its end."""
         with self._lock:
@@ -208,7 +221,7 @@ class Session:
             if result.limit == "wall" and self._held.seconds > _HELD_SECONDS:
                 raise InfraError(
                     f"the trial's time ran out after it had waited {self._held.seconds:.0f} s until {self._use.label}"
-                    " took its calls"
+                    " took its calls; allow more time, or set `calls` in `limits` if the agent may ask without end"
                 )
             if self._ends_as is not None:
                 result = replace(result, outcome=Outcome.LIMIT, limit=self._ends_as)
@@ -227,13 +240,22 @@ def _ending(error: Exception) -> InfraError | Cancelled:
 
 def _expected(key: CallKey, body: Mapping[str, Json]) -> tuple[int, int]:
     """About how many tokens a request has, and the most that its answers may have."""
-    stated = body.get("max_completion_tokens") or body.get("max_tokens")
-    most = stated if isinstance(stated, int) and stated > 0 else _UNSTATED_OUTPUT
-    choices, prompts = body.get("n"), body.get("prompt")
-    most *= choices if isinstance(choices, int) and choices > 0 else 1
+    # Which of them a server heeds is its own affair.
+    most = max(_stated(body, "max_completion_tokens"), _stated(body, "max_tokens")) or _UNSTATED_OUTPUT
+    most *= max(1, _stated(body, "n"), _stated(body, "best_of"))
+    prompts = body.get("prompt")
     if isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list):
         most *= len(prompts)
     return len(key.request) // _BYTES_A_TOKEN + 1, most
+
+
+def _stated(body: Mapping[str, Json], name: str) -> int:
+    """A whole number, as a number or in words, as servers take it; 0 for what is none."""
+    value = body.get(name)
+    with suppress(ArithmeticError):
+        if isinstance(value, int | Decimal | str):
+            return int(min(max(Decimal(value), Decimal(0)), _MOST_STATED))
+    return 0
 
 
 def error_json(declined: Declined | Refused) -> Json:

@@ -139,9 +139,9 @@ def _output(
         if left <= 0:
             if time.monotonic() > latest:
                 raise InfraError("the outputs of a container that was killed do not end")
-            deadline = time.monotonic() + _GRACE
             ask, seen.over_time = not seen.over_time, True
             end(ask)
+            deadline = time.monotonic() + _GRACE
             continue
         ready = poll.poll(min(left, tick) * 1000 + 1)
         tick = min(2 * tick, _LONGEST_TICK)

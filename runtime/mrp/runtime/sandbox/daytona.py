@@ -17,7 +17,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -29,7 +28,8 @@ from mrp.runtime.sandbox.daytona_stream import DaytonaStream
 from mrp.runtime.sandbox.daytona_upload import ROOT, NotMade, make_snapshot
 from mrp.runtime.sandbox.guest import MARK
 from mrp.runtime.sandbox.guest_commands import ERR, OUT
-from mrp.runtime.sandbox.provider import KEPT_LOG, Exit, Order, Owned, Stream
+from mrp.runtime.sandbox.guest_sandbox import PATIENCE, GuestSandbox, Outs
+from mrp.runtime.sandbox.provider import Order, Owned, Stream
 from mrp.specs.errors import InfraError
 from mrp.specs.ir import Limits
 
@@ -49,9 +49,7 @@ _WAIT_SECONDS = 20
 _CALL_SECONDS = 60
 _CREATE_SECONDS = 300
 _BUILD_SECONDS = 1800
-_LATE_SECONDS = 60
 _ATTEMPTS = 5
-_DEEPEST = 302
 _GIB = 2**30
 
 
@@ -148,7 +146,7 @@ class DaytonaProvider:
 
     def owned(self, workspace: str) -> Iterable[Owned]:
         return [
-            Owned(box.id, box.labels.get(_RUN, ""), float(box.labels.get(_EXPIRES, "0")))
+            Owned.tagged(box.id, box.labels.get(_RUN), box.labels.get(_EXPIRES))
             for box in self._listed({_WORKSPACE: workspace})
         ]
 
@@ -285,14 +283,13 @@ class DaytonaProvider:
             return self._client
 
 
-class DaytonaSandbox:
+class DaytonaSandbox(GuestSandbox):
     """One sandbox; `install` puts mrp's own program into it."""
 
     def __init__(self, provider: DaytonaProvider, box: Any, order: Order) -> None:
-        self.id: str = box.id
-        self._provider, self._box, self._order = provider, box, order
+        super().__init__(box.id, order)
+        self._provider, self._box = provider, box
         self._gone = threading.Event()
-        self._fresh = [*order.writable, *order.given]
 
     def install(self) -> None:
         """Put the guest's program into it, and make its folder root's own before anything secret comes there."""
@@ -303,54 +300,33 @@ class DaytonaSandbox:
                 retryable=False,
             )
 
-    def put(self, archive: BinaryIO) -> None:
-        fresh, self._fresh = self._fresh, []
-        self._do({"do": "unpack", "fresh": fresh}, _BUILD_SECONDS, archive)
+    def ask(
+        self, job: Mapping[str, Any], archive: BinaryIO | None = None, *, outs: Outs = (None, None), seconds: float = 0
+    ) -> Mapping[str, Any]:
+        folder = _new_folder()
+        if archive is not None:
+            self._upload_stream(archive, f"{folder}/in")
+        self._upload(f"{folder}/job.json", json.dumps(job).encode())
+        late = time.monotonic() + seconds + PATIENCE
+        touched = time.monotonic()
+        while (told := self._guest(folder, str(_WAIT_SECONDS))).get("running"):
+            if time.monotonic() > late:
+                raise InfraError(f"the sandbox {self.id} at Daytona does not end what it runs; it is given up")
+            if time.monotonic() > touched + _TOUCH_SECONDS:
+                self._call("keep a sandbox", lambda _: self._box.refresh_activity(_CALL_SECONDS))
+                touched = time.monotonic()
+        if "error" in told:
+            raise InfraError(f"the sandbox {self.id} at Daytona could not {job['do']}: {told['error']}")
+        for kind, out in zip((OUT, ERR), outs, strict=True):
+            if out is not None and str(kind) in told:
+                out.write(base64.b64decode(told[str(kind)]))
+            elif out is not None:
+                self._download(f"{folder}/{kind}", out)
+        return told
 
     def put_layer(self, archive: BinaryIO) -> None:
         """Lay what an archive holds over the image."""
-        self._do({"do": "unpack", "fresh": []}, _BUILD_SECONDS, archive)
-
-    def get(self, path: str, out: BinaryIO, most: int) -> bool:
-        return self._pack([path], path, out, most)
-
-    def get_many(self, paths: Sequence[str], out: BinaryIO, most: int) -> bool:
-        return self._pack(paths, "/", out, most)
-
-    def exec(
-        self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str, timeout: float, logs: Path, root: bool = False
-    ) -> Exit:
-        uid, gid = (int(part) for part in self._order.user.split(":"))
-        limits = self._order.limits
-        job = {
-            "do": "run",
-            "argv": list(argv),
-            "env": dict(env),
-            "cwd": cwd,
-            "timeout": timeout,
-            "root": root,
-            "uid": uid,
-            "gid": gid,
-            "memory": limits.memory,
-            "pids": limits.pids,
-            "file_bytes": self._order.file_bytes,
-            "log_bytes": KEPT_LOG,
-        }
-        told, folder = self._do(job, timeout + _LATE_SECONDS)
-        stdout, stderr = logs / "stdout", logs / "stderr"
-        for kind, path in ((OUT, stdout), (ERR, stderr)):
-            with path.open("wb") as out:
-                self._take(told, folder, kind, out)
-        return Exit(
-            told["code"],
-            told["limit"],
-            stdout,
-            stderr,
-            cpu_s=_decimal(told["cpu"]),
-            max_rss=told["rss"],
-            wall_s=_decimal(told["wall"]),
-            exec_error=told["exec_error"],
-        )
+        self.ask({"do": "unpack", "fresh": []}, archive)
 
     def stream(self, argv: Sequence[str], *, env: Mapping[str, str]) -> Stream:
         folder = _new_folder()
@@ -368,40 +344,6 @@ class DaytonaSandbox:
             self._provider.remove(self.id)
 
     # -- inside --------------------------------------------------------------------------------------------------
-
-    def _pack(self, paths: Sequence[str], base: str, out: BinaryIO, most: int) -> bool:
-        job = {"do": "pack", "paths": list(paths), "base": base, "most": most, "deep": _DEEPEST}
-        told, folder = self._do(job, _BUILD_SECONDS)
-        if told["whole"]:
-            self._take(told, folder, OUT, out)
-        return bool(told["whole"])
-
-    def _do(
-        self, job: Mapping[str, Any], seconds: float, archive: BinaryIO | None = None
-    ) -> tuple[Mapping[str, Any], str]:
-        """Have the guest do a job to its end, once; gives what it told, and the folder with what it sent."""
-        folder = _new_folder()
-        if archive is not None:
-            self._upload_stream(archive, f"{folder}/in")
-        self._upload(f"{folder}/job.json", json.dumps(job).encode())
-        late = time.monotonic() + seconds
-        touched = time.monotonic()
-        while (told := self._guest(folder, str(_WAIT_SECONDS))).get("running"):
-            if time.monotonic() > late:
-                raise InfraError(f"the sandbox {self.id} at Daytona does not end what it runs; it is given up")
-            if time.monotonic() > touched + _TOUCH_SECONDS:
-                self._call("keep a sandbox", lambda _: self._box.refresh_activity(_CALL_SECONDS))
-                touched = time.monotonic()
-        if "error" in told:
-            raise InfraError(f"the sandbox {self.id} at Daytona could not {job['do']}: {told['error']}")
-        return told, folder
-
-    def _take(self, told: Mapping[str, Any], folder: str, kind: int, out: BinaryIO) -> None:
-        """What a job sent: what it told has it when it is small."""
-        if str(kind) in told:
-            out.write(base64.b64decode(told[str(kind)]))
-        else:
-            self._download(f"{folder}/{kind}", out)
 
     def _guest(self, *words: str) -> dict[str, Any]:
         """Run the guest's program with these words; gives what it says."""
@@ -451,10 +393,6 @@ class DaytonaSandbox:
 
 def _new_folder() -> str:
     return f"{_HOME}/{uuid.uuid4().hex}"
-
-
-def _decimal(seconds: float) -> Decimal:
-    return Decimal(str(round(seconds, 6)))
 
 
 def _resources(limits: Limits) -> dict[str, int]:

@@ -7,28 +7,25 @@ network the command's container shares, so that neither can see the other's proc
 """
 
 import os
-import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mrp.cache.store import Store
 from mrp.runtime.images.portable import PortableImage
-from mrp.runtime.sandbox.container_output import STDOUT, exit_of, follow, frames, open_counters
+from mrp.runtime.sandbox.container_output import exit_of, follow, open_counters
+from mrp.runtime.sandbox.docker_client import brief_client, open_client, service, unless_gone
+from mrp.runtime.sandbox.docker_stream import Connection, DockerStream
 from mrp.runtime.sandbox.provider import Exit, Order, Owned, Stream
 from mrp.specs.errors import InfraError
 
 _WORKSPACE, _RUN, _EXPIRES, _SANDBOX = "mrp.workspace", "mrp.run", "mrp.expires", "mrp.sandbox"
-_TIMEOUT, _BRIEF = 120, 2
-_POOL = 64
-_END_SECONDS = 10
-_ASK_SECONDS, _ASK_PAUSE = 0.5, 0.01
-_CHUNK = 1 << 16
+_END_SECONDS, _ASK_SECONDS = 10, 5
 _OPEN_FILES = 4096
 _KEPT = "/.mrp"
 _AS_IS = {"NoCopy": True}
@@ -57,7 +54,7 @@ class DockerProvider:
     def missing(self) -> str | None:
         """See mrp.runtime.sandbox.provider.Provider."""
         try:
-            with _service("asked whether it is there"):
+            with service("asked whether it is there"):
                 self.client().ping()
         except InfraError as error:
             return str(error)
@@ -76,7 +73,7 @@ class DockerProvider:
                 retryable=False,
             )
         tag = f"mrp/image:{image.digest}"
-        with self._loading, _service("given an image"):
+        with self._loading, service("given an image"):
             client = self.client()
             with suppress(docker.errors.ImageNotFound):
                 client.inspect_image(tag)
@@ -92,7 +89,7 @@ class DockerProvider:
 
     def create(self, order: Order) -> "DockerSandbox":
         """See mrp.runtime.sandbox.provider.Provider."""
-        name = order.name or f"mrp-{os.urandom(8).hex()}"
+        name = f"mrp-{os.urandom(8).hex()}"
         labels = {
             _WORKSPACE: order.owner.workspace,
             _RUN: order.owner.run,
@@ -114,7 +111,7 @@ class DockerProvider:
             "HostConfig": {"Mounts": mounts, "NetworkMode": "none", "LogConfig": {"Type": "none"}},
         }
         try:
-            with _service("asked for a sandbox"):
+            with service("asked for a sandbox"):
                 self.client().create_container_from_config(config, name)
         except BaseException:
             with suppress(InfraError):
@@ -124,21 +121,20 @@ class DockerProvider:
 
     def owned(self, workspace: str) -> Iterable[Owned]:
         """See mrp.runtime.sandbox.provider.Provider."""
-        with _service("asked for its sandboxes"):
+        with service("asked for its sandboxes"):
             labelled = {"label": f"{_WORKSPACE}={workspace}"}
             found = self.client().containers(all=True, filters=labelled)
             found += self.client().volumes(filters=labelled)["Volumes"] or []
         kept = {}
         for part in found:
             labels = part["Labels"] or {}
-            with suppress(KeyError, ValueError):
-                name = labels[_SANDBOX]
-                kept[name] = Owned(name, labels[_RUN], float(labels[_EXPIRES]))
+            if name := labels.get(_SANDBOX):
+                kept[name] = Owned.tagged(name, labels.get(_RUN), labels.get(_EXPIRES))
         return [kept[name] for name in sorted(kept)]
 
     def remove(self, identity: str) -> None:
         """See mrp.runtime.sandbox.provider.Provider."""
-        with _service("asked to remove a sandbox"):
+        with service("asked to remove a sandbox"):
             client = self.client()
             labelled = {"label": f"{_SANDBOX}={identity}"}
             for container in client.containers(all=True, filters=labelled):
@@ -148,11 +144,11 @@ class DockerProvider:
 
     def discard(self, container: str) -> None:
         """Kill and remove a container, which may be gone."""
-        _unless_gone(lambda: self.client().remove_container(container, force=True))
+        unless_gone(lambda: self.client().remove_container(container, force=True))
 
     def discard_volume(self, volume: str) -> None:
         """Remove a volume, which may be gone."""
-        _unless_gone(lambda: self.client().remove_volume(volume))
+        unless_gone(lambda: self.client().remove_volume(volume))
 
     def close(self) -> None:
         """See mrp.runtime.sandbox.provider.Provider."""
@@ -165,29 +161,8 @@ class DockerProvider:
         """The docker.APIClient. Raises InfraError when there is no SDK, and what that raises without an engine."""
         with self._lock:
             if self._client is None:
-                try:
-                    import docker
-                except ImportError as error:
-                    raise InfraError(
-                        "the docker backend needs the Docker SDK; run pip install 'mrp-build[docker]'", retryable=False
-                    ) from error
-                client = docker.APIClient(version="auto", timeout=_TIMEOUT, max_pool_size=_POOL, **_settings())
-                self._cores = Decimal(client.info()["NCPU"])
-                self._client = client
+                self._client, self._cores = open_client()
             return self._client
-
-    def brief_client(self) -> Any:
-        """One of the caller's own, which waits for no answer longer than _BRIEF seconds."""
-        import docker
-
-        return docker.APIClient(version=self.client().api_version, timeout=_BRIEF, **_settings())
-
-
-def _settings() -> dict[str, Any]:
-    import docker
-
-    settings: dict[str, Any] = docker.utils.kwargs_from_env()
-    return settings
 
 
 class DockerSandbox:
@@ -212,12 +187,12 @@ class DockerSandbox:
 
     def put(self, archive: BinaryIO) -> None:
         """See mrp.runtime.sandbox.provider.Sandbox."""
-        with _service("given files"):
+        with service("given files"):
             self._provider.client().put_archive(self.id, "/", archive)
 
     def get(self, path: str, out: BinaryIO, most: int) -> bool:
         """See mrp.runtime.sandbox.provider.Sandbox."""
-        with _service("asked for files"):
+        with service("asked for files"):
             chunks, _ = self._provider.client().get_archive(self.id, f"{path}/.")
             left = most
             for chunk in chunks:
@@ -237,7 +212,7 @@ class DockerSandbox:
         """See mrp.runtime.sandbox.provider.Sandbox."""
         user = "0:0" if root else self._order.user
         config = self._config(argv, env, user) | {"WorkingDir": cwd, "AttachStdout": True, "AttachStderr": True}
-        with _service("asked to run a command"):
+        with service("asked to run a command"):
             name, container = self._add(config)
             attached = self._attach(container, stdin=False)
             try:
@@ -255,12 +230,12 @@ class DockerSandbox:
         config = self._config(argv, env, self._order.user)
         config |= {"AttachStdin": True, "AttachStdout": True, "OpenStdin": True, "StdinOnce": True}
         config["HostConfig"] |= {"Memory": _RELAY_MEMORY, "MemorySwap": _RELAY_MEMORY, "PidsLimit": _RELAY_THREADS}
-        with _service("asked to run a relay"):
+        with service("asked to run a relay"):
             _, container = self._add(config)
             attached = self._attach(container, stdin=True)
             self._provider.client().start(container)
         self._network = f"container:{container}"
-        return _Attached(self._provider, container, attached)
+        return DockerStream(attached, lambda: self._provider.discard(container))
 
     def snapshot(self) -> str:
         """See mrp.runtime.sandbox.provider.Sandbox."""
@@ -272,7 +247,7 @@ class DockerSandbox:
         """See mrp.runtime.sandbox.provider.Sandbox."""
         self._destroyed = True
         # Two at once would each find what the other is removing still in use.
-        with self._destroying, _service("asked to remove a sandbox"):
+        with self._destroying, service("asked to remove a sandbox"):
             with self._lock:
                 parts = list(self._parts)
             for part in [*reversed(parts), self.id]:
@@ -320,7 +295,7 @@ class DockerSandbox:
             "Cmd": list(argv),
             "Entrypoint": [],
             # A name alone takes away a variable that Docker adds.
-            "Env": ["HOSTNAME", *(f"{name}={value}" for name, value in sorted({**order.env, **env}.items()))],
+            "Env": ["HOSTNAME", *(f"{name}={value}" for name, value in sorted(env.items()))],
             "User": user,
             "Labels": dict(self._labels),
             "HostConfig": host,
@@ -329,11 +304,11 @@ class DockerSandbox:
             config["Hostname"] = "mrp"
         return config
 
-    def _add(self, config: Mapping[str, Any]) -> tuple[str, str]:
-        """Make a container; gives its name and its id."""
+    def _add(self, config: Mapping[str, Any], *, last: bool = False) -> tuple[str, str]:
+        """Make a container; gives its name and its id. `last`: it is removed after all others."""
         name = f"{self.id}-{os.urandom(4).hex()}"
         with self._lock:
-            self._parts.append(name)
+            self._parts.insert(0 if last else len(self._parts), name)
         made: str = self._provider.client().create_container_from_config(config, name)["Id"]
         if self._destroyed:
             self._discard(name)
@@ -361,15 +336,19 @@ class DockerSandbox:
     def _ask_all(self, name: str, user: str) -> bool:
         """Send SIGTERM to all processes, where the image has a shell; Docker itself reaches only the first.
 
-        The shell is the image's, and the process may stop it, even before it has begun: nobody waits for it long.
+        They may stop the shell, even before it has begun, and Docker cannot kill a container in which it waits for one
+        to begin. So it is in a container of its own that sees their processes, for which nobody waits long.
         """
-        with suppress(InfraError), _service("asked to end a process"), closing(self._provider.brief_client()) as client:
-            shell = client.exec_create(name, ["/bin/sh", "-c", "kill -TERM -1"], user=user)["Id"]
-            client.exec_start(shell, detach=True)
-            until = time.monotonic() + _ASK_SECONDS
-            while (state := client.exec_inspect(shell))["Running"] and time.monotonic() < until:
-                time.sleep(_ASK_PAUSE)
-            return bool(state["ExitCode"] == 0)
+        config = self._config(["/bin/sh", "-c", "kill -TERM -1"], {}, user)
+        config["HostConfig"] |= {"PidMode": f"container:{name}", "Init": False, "Mounts": []}
+        with (
+            suppress(InfraError),
+            service("asked to end a process"),
+            closing(brief_client(self._provider.client(), _ASK_SECONDS)) as client,
+        ):
+            _, asking = self._add(config, last=True)
+            client.start(asking)
+            return bool(client.wait(asking)["StatusCode"] == 0)
         return False
 
     def _discard(self, name: str) -> None:
@@ -377,92 +356,6 @@ class DockerSandbox:
         with self._lock, suppress(ValueError):
             self._parts.remove(name)
 
-    def _attach(self, container: str, *, stdin: bool) -> "_Connection":
+    def _attach(self, container: str, *, stdin: bool) -> Connection:
         params = {"stdout": 1, "stderr": 1, "stream": 1, "stdin": int(stdin)}
-        return _Connection(self._provider.client().attach_socket(container, params))
-
-
-class _Connection:
-    """The socket of an answer that became a stream, which is open for as long as both are."""
-
-    def __init__(self, answer: Any) -> None:
-        self._answer = answer
-        # Of a file object only the socket below knows timeouts.
-        self.socket: socket.socket = getattr(answer, "_sock", answer)
-        self.socket.settimeout(None)
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
-        self.socket.close()
-        self._answer.close()
-
-
-class _Attached:
-    """See mrp.runtime.sandbox.provider.Stream."""
-
-    def __init__(self, provider: DockerProvider, container: str, attached: _Connection) -> None:
-        self._provider, self._container, self._attached = provider, container, attached
-        self._buffer = bytearray()
-
-    def read(self) -> bytes:
-        while True:
-            data = b"".join(data for kind, data in frames(self._buffer) if kind == STDOUT)
-            if data:
-                return data
-            try:
-                more = self._attached.socket.recv(_CHUNK)
-            except OSError:
-                return b""
-            if not more:
-                return b""
-            self._buffer += more
-
-    def write(self, data: bytes) -> None:
-        try:
-            self._attached.socket.sendall(data)
-        except OSError as error:
-            raise InfraError(f"a relay in Docker ended: {error}") from error
-
-    def close(self) -> None:
-        self._attached.close()
-        with suppress(InfraError), _service("asked to end a relay"):
-            self._provider.discard(self._container)
-
-
-def _unless_gone(remove: Callable[[], object]) -> None:
-    import docker
-
-    try:
-        remove()
-    except docker.errors.NotFound:
-        return
-    except docker.errors.APIError as error:
-        # Somebody else removes it at this moment.
-        if error.status_code != 409 or "in progress" not in str(error):
-            raise
-
-
-@contextmanager
-def _service(what: str) -> Iterator[None]:
-    """Failures of the SDK and of the engine, as InfraError."""
-    try:
-        yield
-    except InfraError:
-        raise
-    except Exception as error:
-        raise _failure(what, error) from error
-
-
-def _failure(what: str, error: Exception) -> Exception:
-    import docker
-    import requests
-
-    if isinstance(error, docker.errors.APIError):
-        reason = str(error.explanation or error).strip()
-        # What was wrong with the question is wrong again; but an image may have been removed, and is made anew.
-        final = error.status_code == 400 or "device driver" in reason
-        return InfraError(f"Docker, {what}, said: {reason}", retryable=not final)
-    if isinstance(error, docker.errors.DockerException | requests.RequestException | OSError):
-        return InfraError(f"Docker cannot be reached ({error}); start it, or set DOCKER_HOST")
-    return error
+        return Connection(self._provider.client().attach_socket(container, params))

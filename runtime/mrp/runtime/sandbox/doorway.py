@@ -110,31 +110,33 @@ class Doorway:
 
 
 def to_endpoint(endpoint: Endpoint) -> Serve:
-    """Each connection goes to the gateway, behind the line that names the trial there."""
+    """Each connection goes to the gateway."""
 
     def serve(connection: socket.socket, until: Until) -> None:
-        with connect(endpoint.address) as gateway:
-            gateway.sendall(endpoint.preface())
+        with connect(endpoint) as gateway:
             relay(connection, gateway, until)
 
     return serve
 
 
-def connect(address: str) -> socket.socket:
-    """A connection to `unix:/path` or `tcp:host:port`. Raises OSError."""
-    kind, _, place = address.partition(":")
+def connect(endpoint: Endpoint) -> socket.socket:
+    """A connection to the gateway that has told it which trial it is of. Raises OSError."""
+    kind, _, place = endpoint.address.partition(":")
     if kind == "unix":
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.settimeout(_CONNECT_SECONDS)
+    else:
+        host, _, port = place.rpartition(":")
+        connection = socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        connection.settimeout(_CONNECT_SECONDS)
+        if kind == "unix":
             connection.connect(place)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-    host, _, port = place.rpartition(":")
-    connection = socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(endpoint.preface())
+        connection.settimeout(None)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

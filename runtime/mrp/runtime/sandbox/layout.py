@@ -254,7 +254,7 @@ def check_mount(path: str) -> None:
         or posixpath.normpath(path) != path
         or any(path == place or path.startswith(f"{place}/") for place in reserved)
     ):
-        raise InfraError(f"nothing can be mounted at {path} in a local sandbox; use another folder", retryable=False)
+        raise InfraError(f"nothing can be mounted at {path} in a sandbox; use another folder", retryable=False)
 
 
 def _make_mount_point(path: str, writable: Mapping[str, Path], read_only: Mapping[str, Path]) -> int:

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +19,8 @@ from mrp.cache.store import Store
 from mrp.runtime.images.oci import oci_layers, write_layer
 from mrp.runtime.images.portable import PortableImage
 from mrp.runtime.sandbox import guest
-from mrp.runtime.sandbox.provider import KEPT_LOG, Exit, Order, Owned, Owner
+from mrp.runtime.sandbox.guest_sandbox import PATIENCE, GuestSandbox, Outs
+from mrp.runtime.sandbox.provider import Order, Owned, Owner
 from mrp.specs.errors import InfraError
 
 APP = "mrp-sandboxes"
@@ -30,8 +30,6 @@ _IMAGES = "mrp-image"
 _LONGEST_LEASE = 24 * 3600
 _HEADROOM = 512
 _PIECE = 4 * 2**20
-_DEEPEST = 302
-_PATIENCE = 600
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TAGS = ("mrp-workspace", "mrp-run", "mrp-expires")
 
@@ -122,7 +120,7 @@ class ModalProvider:
                 # One that ended meanwhile has no tags to ask for.
                 with suppress(modal.exception.NotFoundError):
                     tags = sandbox.get_tags()
-                    found.append(Owned(sandbox.object_id, tags.get(_TAGS[1], ""), float(tags.get(_TAGS[2], 0))))
+                    found.append(Owned.tagged(sandbox.object_id, tags.get(_TAGS[1]), tags.get(_TAGS[2])))
         return found
 
     def remove(self, identity: str) -> None:
@@ -148,117 +146,19 @@ class ModalProvider:
             return self._images[identity]
 
 
-class ModalSandbox:
+class ModalSandbox(GuestSandbox):
     """See mrp.runtime.sandbox.provider.Sandbox."""
 
     def __init__(self, sandbox: Any, order: Order) -> None:
+        super().__init__(sandbox.object_id, order)
         self._sandbox = sandbox
-        self._order = order
-        self._uid, self._gid = (int(part) for part in order.user.split(":"))
-        self._fresh = [*order.writable, *order.given]
-        self.id: str = sandbox.object_id
 
-    def put(self, archive: BinaryIO) -> None:
-        """See mrp.runtime.sandbox.provider.Sandbox."""
-        self._ask({"do": "unpack", "fresh": self._take_fresh()}, archive)
-
-    def get(self, path: str, out: BinaryIO, most: int) -> bool:
-        """See mrp.runtime.sandbox.provider.Sandbox."""
-        return self._pack([path], path, out, most)
-
-    def get_many(self, paths: Sequence[str], out: BinaryIO, most: int) -> bool:
-        """See mrp.runtime.sandbox.provider.Gathering."""
-        return self._pack(paths, "/", out, most)
-
-    def exec(
-        self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str, timeout: float, logs: Path, root: bool = False
-    ) -> Exit:
-        """See mrp.runtime.sandbox.provider.Sandbox."""
-        limits = self._order.limits
-        job = {
-            "do": "run",
-            "argv": list(argv),
-            "env": dict(env),
-            "cwd": cwd,
-            "timeout": timeout,
-            "root": root,
-            "uid": self._uid,
-            "gid": self._gid,
-            "memory": limits.memory,
-            "pids": limits.pids,
-            "file_bytes": self._order.file_bytes,
-            "log_bytes": KEPT_LOG,
-        }
-        stdout, stderr = logs / "stdout", logs / "stderr"
-        with stdout.open("wb") as out, stderr.open("wb") as err:
-            told = self._ask(job, outs=(out, err), patience=timeout + _PATIENCE)
-        return Exit(
-            told["code"],
-            told["limit"],
-            stdout,
-            stderr,
-            cpu_s=_decimal(told["cpu"]),
-            max_rss=told["rss"],
-            wall_s=_decimal(told["wall"]),
-            exec_error=told["exec_error"],
-        )
-
-    def stream(self, argv: Sequence[str], *, env: Mapping[str, str]) -> "ModalStream":
-        """See mrp.runtime.sandbox.provider.Sandbox."""
-        job = {"do": "stream", "argv": list(argv), "env": dict(env)}
-        with service("start a command"):
-            process = self._guest(None)
-            _write(process, [_framed(job)], end=False)
-            return ModalStream(process)
-
-    def lay(self, entries: Sequence[Sequence[Any]], blobs: str) -> None:
-        """Lay files out whose bytes lie in the guest folder `blobs`, see mrp.runtime.sandbox.guest."""
-        with service("reload a volume"):
-            # What was uploaded since the sandbox was made is not seen before.
-            self._sandbox.reload_volumes()
-        self._ask({"do": "lay", "entries": entries, "blobs": blobs, "fresh": self._take_fresh()})
-
-    def snapshot(self) -> str:
-        """See mrp.runtime.sandbox.provider.Sandbox. Modal forgets it after 30 days."""
-        with service("take a snapshot"):
-            return str(self._sandbox.snapshot_filesystem(timeout=_PATIENCE).object_id)
-
-    def destroy(self) -> None:
-        """See mrp.runtime.sandbox.provider.Sandbox."""
-        errors = sdk().exception
-        with (
-            service("remove a sandbox"),
-            suppress(errors.NotFoundError, errors.ConflictError, errors.ClientClosed),
-        ):
-            self._sandbox.terminate()
-            self._sandbox.detach()
-
-    def _pack(self, paths: Sequence[str], base: str, out: BinaryIO, most: int) -> bool:
-        job = {"do": "pack", "paths": list(paths), "base": base, "most": most, "deep": _DEEPEST}
-        return bool(self._ask(job, outs=(out, None))["whole"])
-
-    def _take_fresh(self) -> list[str]:
-        """The folders of which the image's own files go away with what is put there first."""
-        fresh, self._fresh = self._fresh, []
-        return fresh
-
-    def _guest(self, patience: float | None) -> Any:
-        # -I and -S: nothing that a command left in the sandbox is imported.
-        command = ["python3", "-I", "-S", "-c", guest.program()]
-        timeout = None if patience is None else math.ceil(patience)
-        return self._sandbox.exec(*command, env={"PATH": _SEARCH_PATH}, timeout=timeout, text=False)
-
-    def _ask(
-        self,
-        job: Mapping[str, Any],
-        archive: BinaryIO | None = None,
-        *,
-        outs: tuple[BinaryIO | None, BinaryIO | None] = (None, None),
-        patience: float = _PATIENCE,
-    ) -> dict[str, Any]:
-        """Have the guest do a job; gives what it told at its end. `archive` is what comes after the job."""
+    def ask(
+        self, job: Mapping[str, Any], archive: BinaryIO | None = None, *, outs: Outs = (None, None), seconds: float = 0
+    ) -> Mapping[str, Any]:
+        """See mrp.runtime.sandbox.guest_sandbox.GuestSandbox."""
         with service("run a command in a sandbox"):
-            process = self._guest(patience)
+            process = self._guest(seconds + PATIENCE)
             with suppress(BrokenPipeError):
                 _write(process, _pieces(job, archive), end=True)
             for kind, data in _frames(process.stdout):
@@ -278,6 +178,42 @@ class ModalSandbox:
                 retryable=False,
             )
         raise InfraError(f"the sandbox {self.id} ended in the middle of a command ({code}) {said}".strip())
+
+    def stream(self, argv: Sequence[str], *, env: Mapping[str, str]) -> "ModalStream":
+        """See mrp.runtime.sandbox.provider.Sandbox."""
+        job = {"do": "stream", "argv": list(argv), "env": dict(env)}
+        with service("start a command"):
+            process = self._guest(None)
+            _write(process, [_framed(job)], end=False)
+            return ModalStream(process)
+
+    def lay(self, entries: Sequence[Sequence[Any]], blobs: str) -> None:
+        """Lay files out whose bytes lie in the guest folder `blobs`, see mrp.runtime.sandbox.guest."""
+        with service("reload a volume"):
+            # What was uploaded since the sandbox was made is not seen before.
+            self._sandbox.reload_volumes()
+        self.ask({"do": "lay", "entries": entries, "blobs": blobs, "fresh": self.take_fresh()})
+
+    def snapshot(self) -> str:
+        """See mrp.runtime.sandbox.provider.Sandbox. Modal forgets it after 30 days."""
+        with service("take a snapshot"):
+            return str(self._sandbox.snapshot_filesystem(timeout=PATIENCE).object_id)
+
+    def destroy(self) -> None:
+        """See mrp.runtime.sandbox.provider.Sandbox."""
+        errors = sdk().exception
+        with (
+            service("remove a sandbox"),
+            suppress(errors.NotFoundError, errors.ConflictError, errors.ClientClosed),
+        ):
+            self._sandbox.terminate()
+            self._sandbox.detach()
+
+    def _guest(self, patience: float | None) -> Any:
+        # -I and -S: nothing that a command left in the sandbox is imported.
+        command = ["python3", "-I", "-S", "-c", guest.program()]
+        timeout = None if patience is None else math.ceil(patience)
+        return self._sandbox.exec(*command, env={"PATH": _SEARCH_PATH}, timeout=timeout, text=False)
 
 
 class ModalStream:
@@ -373,10 +309,6 @@ def _tag(text: str) -> str:
 
 def _tags(owner: Owner, expires: float) -> dict[str, str]:
     return dict(zip(_TAGS, (_tag(owner.workspace), _tag(owner.run), str(int(expires))), strict=True))
-
-
-def _decimal(seconds: float) -> Decimal:
-    return Decimal(str(round(seconds, 6)))
 
 
 def _framed(job: Mapping[str, Any]) -> bytes:

@@ -27,14 +27,17 @@ def listen_inside(pid: int, ports: Sequence[int]) -> list[int]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         arguments = [str(theirs.fileno()), str(Path(__file__).parents[3]), str(pid), *map(str, ports)]
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _START, *arguments],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_SECONDS,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", "-S", "-c", _START, *arguments],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise InfraError(f"the network of a sandbox could not be entered in {_SECONDS:.0f} s") from error
         theirs.close()
         _, listeners, _, _ = socket.recv_fds(ours, 4096, len(ports))
     if done.returncode != 0 or len(listeners) != len(ports):

@@ -35,6 +35,8 @@ from mrp.specs.work import ISOLATION, MODEL_PORT, Completed, Process, model_env
 
 _FILE_TOO_LARGE = 128 + 25
 _SPARE = 1 << 20
+_LEASE_SPARE_SECONDS = 3600
+_OUTAGE_SECONDS, _PAUSE_SECONDS = 30.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,10 @@ class ProvidedBackend:
         self._ready: dict[Digest, _Ready] = {}
         self._preparing: dict[Digest, threading.Lock] = {}
         self._held: set[Sandbox] = set()
+        self._left: list[str] = []
         self._helpers: list[threading.Thread] = []
         self._cancelled = self._closed = False
+        self._away_since: float | None = None
         with suppress(InfraError):
             self._sweep()
 
@@ -86,6 +90,8 @@ class ProvidedBackend:
             if self._cancelled:
                 raise Cancelled from error
             retryable = error.retryable if isinstance(error, InfraError) else True
+            if retryable:
+                self._await_service()
             raise InfraError(f"{tag}: {error}", retryable=retryable) from error
 
     def run_many(
@@ -114,7 +120,7 @@ class ProvidedBackend:
             self._cancelled = True
             held = list(self._held)
         for sandbox in held:
-            self._help(lambda sandbox=sandbox: _destroy(sandbox))  # type: ignore[misc]
+            self._help(lambda sandbox=sandbox: self._destroy(sandbox))  # type: ignore[misc]
 
     def close(self) -> None:
         """See mrp.runtime.sandbox.protocol.Backend."""
@@ -125,8 +131,24 @@ class ProvidedBackend:
         self.cancel()
         for helper in self._helpers:
             helper.join()
+        with suppress(InfraError):
+            for identity in self._left:
+                self._provider.remove(identity)
         self._provider.close()
         self._scratch.close()
+
+    def _await_service(self) -> None:
+        """Wait until the service answers: while it starts again, all attempts would be lost in a moment.
+
+        What was away for _OUTAGE_SECONDS is waited for no more, until it answered once.
+        """
+        while not self._cancelled and self._provider.missing() is not None:
+            now = time.monotonic()
+            self._away_since = self._away_since or now
+            if now > self._away_since + _OUTAGE_SECONDS:
+                return
+            time.sleep(_PAUSE_SECONDS)
+        self._away_since = None
 
     def _check(self, process: Process) -> None:
         box, name = process.box, self.name
@@ -154,9 +176,11 @@ class ProvidedBackend:
             process = dataclasses.replace(process, env={**process.env, **model_env()})
         points = plan_points(process, self._store)
         limits = process.box.limits
+        owner = self._settings.owner
         order = Order(
             image=ready.name,
-            owner=self._settings.owner,
+            # A lease that ended before its process would leave it to the next build's sweep.
+            owner=dataclasses.replace(owner, lease=max(owner.lease, int(process.timeout) + _LEASE_SPARE_SECONDS)),
             limits=limits,
             network=str(process.box.network),
             user=ready.image.user,
@@ -291,7 +315,14 @@ class ProvidedBackend:
         finally:
             with self._lock:
                 self._held.discard(sandbox)
-            _destroy(sandbox)
+            self._destroy(sandbox)
+
+    def _destroy(self, sandbox: Sandbox) -> None:
+        # What cannot be removed at the end either is found by its owner's tag at the next start.
+        try:
+            sandbox.destroy()
+        except InfraError:
+            self._left.append(sandbox.id)
 
     @contextmanager
     def _folder(self) -> Iterator[Path]:
@@ -313,7 +344,9 @@ class ProvidedBackend:
         owner = self._settings.owner
         for owned in self._provider.owned(owner.workspace):
             if owned.run != owner.run and (owned.expires < time.time() or not alive(owned.run)):
-                self._provider.remove(owned.id)
+                # One that cannot be removed keeps nothing of the others.
+                with suppress(InfraError):
+                    self._provider.remove(owned.id)
 
     def _help(self, work: Callable[[], None]) -> None:
         helper = threading.Thread(target=work, name=f"mrp-{self.name}", daemon=True)
@@ -339,9 +372,3 @@ def _limit_of(done: Exit, used: int, disk: int) -> str | None:
 def _need_python(ready: _Ready, what: str) -> None:
     if ready.view.python is None:
         raise InfraError(f"the image has no python3, {what}; add it with a `deb` layer", retryable=False)
-
-
-def _destroy(sandbox: Sandbox) -> None:
-    # What cannot be removed now is found by its owner's tag at the next start.
-    with suppress(InfraError):
-        sandbox.destroy()

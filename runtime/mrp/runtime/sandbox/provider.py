@@ -2,13 +2,10 @@
 
 `mrp.runtime.sandbox.provided.ProvidedBackend` makes a Backend of any of them. A provider moves bytes and starts
 processes; what a contract folder is, what a limit means and what is kept is decided there, once.
-
-Added to the first version, each with a default: Order.given, Order.file_bytes, Exit.wall_s, Exit.exec_error, KEPT_LOG;
-and Gathering, which a sandbox may be or not.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
@@ -42,10 +39,8 @@ class Order:
     owner: Owner
     limits: Limits = Limits()
     network: str = "none"
-    env: Mapping[str, str] = field(default_factory=dict)
     user: str = "1000:1000"
     writable: tuple[str, ...] = ()
-    name: str = ""
     given: tuple[str, ...] = ()
     file_bytes: int = 0
 
@@ -75,6 +70,14 @@ class Owned:
     id: str
     run: str
     expires: float
+
+    @classmethod
+    def tagged(cls, identity: str, run: str | None, expires: str | None) -> "Owned":
+        """One by its tags. One whose tags somebody changed has neither a run nor a lease."""
+        try:
+            return cls(identity, run or "", float(expires or 0))
+        except ValueError:
+            return cls(identity, "", 0.0)
 
 
 class Stream(Protocol):

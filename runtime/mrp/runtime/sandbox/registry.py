@@ -62,16 +62,21 @@ PROVIDERS: dict[str, OpenProvider] = {"docker": _docker, "modal": _modal, "dayto
 """Name -> how to reach the service. Each imports its vendor's SDK; a missing extra is an InfraError that names it."""
 
 
-def _provided(name: str, settings: BackendSettings) -> Backend:
-    from mrp.runtime.sandbox.provided import ProvidedBackend
-
-    provider = PROVIDERS[name](settings.store)
+def reach(name: str, store: Store | None = None) -> Provider:
+    """One of PROVIDERS, which can be used. Raises InfraError."""
+    provider = PROVIDERS[name](store)
     # Said once here, it is not found out by each of a thousand trials.
     missing = provider.missing()
     if missing is not None:
         provider.close()
         raise InfraError(missing, retryable=False)
-    return ProvidedBackend(provider, settings)
+    return provider
+
+
+def _provided(name: str, settings: BackendSettings) -> Backend:
+    from mrp.runtime.sandbox.provided import ProvidedBackend
+
+    return ProvidedBackend(reach(name, settings.store), settings)
 
 
 BACKENDS: dict[str, Callable[[BackendSettings], Backend]] = {

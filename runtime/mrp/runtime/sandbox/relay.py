@@ -259,6 +259,7 @@ class Relayed:
     """
 
     def __init__(self, start: Callable[[Sequence[str]], Stream], endpoint: Endpoint, port: int) -> None:
+        from mrp.runtime.sandbox.doorway import connect
         from mrp.specs.errors import InfraError
 
         self._stream = start(guest_argv(port))
@@ -291,23 +292,6 @@ class Relayed:
             return self._stream.read()
         except (InfraError, OSError):
             return b""
-
-
-def connect(endpoint: Endpoint) -> socket.socket:
-    """A connection to the gateway that has told it which trial it is of. Raises OSError."""
-    kind, _, place = endpoint.address.partition(":")
-    if kind == "unix":
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.connect(place)
-        except OSError:
-            connection.close()
-            raise
-    else:
-        host, _, port = place.rpartition(":")
-        connection = socket.create_connection((host.strip("[]"), int(port)))
-    connection.sendall(endpoint.preface())
-    return connection
 
 
 def guest_argv(port: int) -> tuple[str, ...]:

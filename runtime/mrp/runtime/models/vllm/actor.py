@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from mrp.runtime.engine.ray_cluster import Cluster, Need, Place, bridge_environment
-from mrp.runtime.models.vllm_server import Order, ServerProcess
-from mrp.runtime.models.vllm_serving import INHERITED, Serving
+from mrp.runtime.models.vllm.server import Order, ServerProcess
+from mrp.runtime.models.vllm.serving import INHERITED, Serving
 from mrp.specs.errors import InfraError
 
 ADDRESS = "RAY_ADDRESS"
@@ -49,7 +49,7 @@ def launch_actor(order: Order, port: int) -> tuple[list[str], dict[str, str]]:
         env[ADDRESS] = address
     env = {**{name: os.environ[name] for name in INHERITED if name in os.environ}, **env}
     told = base64.b64encode(pickle.dumps((order.serving, order.python))).decode()
-    return [sys.executable, "-m", "mrp.runtime.models.vllm_actor", str(port), told], env
+    return [sys.executable, "-m", "mrp.runtime.models.vllm.actor", str(port), told], env
 
 
 class Holder:
@@ -167,6 +167,6 @@ def _follow(actor: Any) -> None:
 
 if __name__ == "__main__":
     # Under its own name, so that Ray's workers can import what they are sent.
-    from mrp.runtime.models import vllm_actor
+    from mrp.runtime.models.vllm import actor
 
-    vllm_actor.main(int(sys.argv[1]), sys.argv[2])
+    actor.main(int(sys.argv[1]), sys.argv[2])

@@ -1,6 +1,6 @@
 """The keeper of one server: whatever the server started ends with it, and all of it ends with the build.
 
-It is a program of its own, which needs nothing but Python: `python vllm_keeper.py FOLDER COMMAND...`. FOLDER is
+It is a program of its own, which needs nothing but Python: `python keeper.py FOLDER COMMAND...`. FOLDER is
 removed at the end. Stdin is the lifeline: when its other end is closed, by the build or by its death, the server is
 asked to end, then killed. On stdout it says `ended N`, with the server's exit code, as soon as there is one. What the
 server prints goes to the keeper's stderr.

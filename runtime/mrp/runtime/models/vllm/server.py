@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Protocol
 
 from mrp.cache.canonical import Json
-from mrp.runtime.models import vllm_keeper
 from mrp.runtime.models.openai import Upstream
 from mrp.runtime.models.protocol import Answer, Call
-from mrp.runtime.models.vllm_serving import Serving
+from mrp.runtime.models.vllm import keeper
+from mrp.runtime.models.vllm.serving import Serving
 from mrp.specs.errors import InfraError
 
 _LAST_LINES, _LINES_OF_ONE, _LINE = 8, 4, 240
@@ -87,7 +87,7 @@ class ServerProcess:
             with order.log.open("ab") as log:
                 self._log_begin = log.tell()
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-B", vllm_keeper.__file__, folder, *command],
+                    [sys.executable, "-I", "-S", "-B", keeper.__file__, folder, *command],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -101,11 +101,6 @@ class ServerProcess:
         self._stopping = threading.Lock()
         self._watcher = threading.Thread(target=self._watch, args=(ended,), name="mrp-vllm-ended", daemon=True)
         self._watcher.start()
-
-    @property
-    def keeper(self) -> int:
-        """The process id of the keeper; the server is its child."""
-        return self._process.pid
 
     def is_well(self) -> bool | None:
         try:

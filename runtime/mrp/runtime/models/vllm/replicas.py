@@ -16,8 +16,8 @@ from pathlib import Path
 
 from mrp.cache.canonical import Json
 from mrp.runtime.models.protocol import Answer, Busy, Call
-from mrp.runtime.models.vllm_server import Ended, Order, Server
-from mrp.runtime.models.vllm_serving import Serving
+from mrp.runtime.models.vllm.server import Ended, Order, Server
+from mrp.runtime.models.vllm.serving import Serving
 from mrp.specs.errors import InfraError
 
 RESTARTS = 3

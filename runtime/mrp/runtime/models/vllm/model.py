@@ -9,9 +9,9 @@ from mrp.cache.store import Store
 from mrp.rules.model import model_name
 from mrp.runtime.models.protocol import Answer, Call
 from mrp.runtime.models.registry import ModelSettings
-from mrp.runtime.models.vllm_replicas import Replicas, Start
-from mrp.runtime.models.vllm_server import ServerProcess
-from mrp.runtime.models.vllm_serving import Serving, serving_of, vllm_python
+from mrp.runtime.models.vllm.replicas import Replicas, Start
+from mrp.runtime.models.vllm.server import ServerProcess
+from mrp.runtime.models.vllm.serving import Serving, serving_of, vllm_python
 from mrp.runtime.state import explained
 from mrp.specs.ir import ModelTask
 
@@ -68,7 +68,7 @@ def _serving(settings: ModelSettings) -> Serving:
 
 def _start_of(serving: Serving) -> Start:
     if serving.place == "actor":
-        from mrp.runtime.models.vllm_actor import launch_actor
+        from mrp.runtime.models.vllm.actor import launch_actor
 
         return partial(ServerProcess, launch=launch_actor)
     return ServerProcess
