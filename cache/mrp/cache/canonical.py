@@ -21,6 +21,7 @@ KEY_VERSION = "mrp-key-1"
 _MAX_PLAIN_DIGITS = 40
 _PLAIN_INT = 10**_MAX_PLAIN_DIGITS
 
+
 class Spelled(str):
     """The canonical text of a value, which stands for that value: its maker has spelled it out already."""
 

@@ -10,6 +10,7 @@ import json
 import operator
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias
 
 from mrp.cache.digest import Digest, digest_bytes, parse_digest
@@ -90,6 +91,10 @@ def decode_node(data: bytes, digest: Digest) -> Node:
     except (ValueError, TypeError, AttributeError, RecursionError):
         pass
     raise TreeError(f"{digest} is not a tree: its bytes are no folder in canonical form.")
+
+
+# Who looks for one name in a folder often looks for others, and nobody changes what was found.
+_decoded = lru_cache(64)(decode_node)
 
 
 def _decode_entry(kind: Kind, value: str) -> Entry:
@@ -229,7 +234,7 @@ def find(root: Digest, path: str, get: GetBytes) -> Entry | None:
     for name in path.split("/") if path else ():
         if entry.kind != "t" or entry.digest is None:
             return None
-        found = decode_node(get(entry.digest), entry.digest).get(name)
+        found = _decoded(get(entry.digest), entry.digest).get(name)
         if found is None:
             return None
         entry = found

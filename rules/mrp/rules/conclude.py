@@ -5,7 +5,7 @@ Nothing here raises for what a process wrote: a malformed file is the task's own
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from functools import lru_cache
 
@@ -40,13 +40,23 @@ def reproducible(completed: Completed) -> bool:
     return completed.limit != "wall"
 
 
-def byproducts_of(completed: Completed, reason: str = "") -> Byproducts:
+def byproducts_of(
+    completed: Completed,
+    reason: str = "",
+    *,
+    metrics: Mapping[str, Json] | None = None,
+    trajectory: Digest | None = None,
+    diff: Digest | None = None,
+) -> Byproducts:
     """What is kept of a process beside its result."""
     return Byproducts(
         exit_code=completed.exit_code,
         reason=reason,
         stdout=completed.stdout,
         stderr=completed.stderr,
+        diff=diff,
+        trajectory=trajectory,
+        metrics=metrics or {},
         isolation=completed.isolation,
         usage=Usage(wall_s=completed.wall_s, cpu_s=completed.cpu_s, max_rss=completed.max_rss),
     )

@@ -23,7 +23,7 @@ from mrp.rules.conclude import (
     reproducible,
 )
 from mrp.rules.diffing import tree_diff
-from mrp.specs.results import Byproducts, Outcome, Ref, Result
+from mrp.specs.results import Outcome, Ref, Result
 from mrp.specs.work import OUT, WORK, Completed, Process
 
 _MAX_REWARD_TEXT = 4096
@@ -49,26 +49,30 @@ class RunTrial(LateProcess):
 
     def conclude(self, completed: Completed, store: Store) -> Attempt:
         outcome = outcome_of(completed)
-        byproducts = byproducts_of(completed)
         out = completed.outputs.get(OUT)
         folder, name = self._result
         account = completed.outputs.get(folder)
-        document, problem = read_document(store, account, name) if account is not None else (None, "")
+        document, reason = read_document(store, account, name) if account is not None else (None, "")
+        metrics: dict[str, Json] = {}
         values: dict[str, Json] = {}
-        if problem and outcome is Outcome.OK:
-            outcome, byproducts = Outcome.FAILED, dataclasses.replace(byproducts, reason=problem)
+        if outcome is not Outcome.OK:
+            reason = ""
+        elif reason:
+            outcome = Outcome.FAILED
         if document is not None:
-            outcome, byproducts = _agent_says(document, outcome, byproducts)
-            metrics = document.get("metrics")
-            reward = number(metrics.get(self._report)) if self._report and isinstance(metrics, dict) else None
+            outcome, reason, metrics = _agent_says(document, outcome)
+            reward = number(metrics.get(self._report)) if self._report else None
             values = {} if reward is None else {"reward": reward}
+        given = next((mount.tree for mount in self.process.mounts if mount.path == WORK), None)
+        byproducts = byproducts_of(
+            completed,
+            reason,
+            metrics=metrics,
+            trajectory=file_digest(store, out, "trajectory.jsonl") if out is not None else None,
+            diff=tree_diff(given, completed.outputs[WORK], store) if given is not None else None,
+        )
         if outcome is not Outcome.OK:
             byproducts = failure_reason(completed, store, byproducts)
-        trajectory = file_digest(store, out, "trajectory.jsonl") if out is not None else None
-        given = next((mount.tree for mount in self.process.mounts if mount.path == WORK), None)
-        diff = tree_diff(given, completed.outputs[WORK], store) if given is not None else None
-        if trajectory is not None or diff is not None:
-            byproducts = dataclasses.replace(byproducts, trajectory=trajectory, diff=diff)
         result = Result(
             outcome,
             completed.limit,
@@ -96,16 +100,13 @@ class RunGrade(LateProcess):
         return Attempt(Result(Outcome.OK, values=rewards), byproducts)
 
 
-def _agent_says(document: dict[str, Json], outcome: Outcome, byproducts: Byproducts) -> tuple[Outcome, Byproducts]:
-    """An agent may call itself failed; it cannot call a crash or a limit ok."""
+def _agent_says(document: dict[str, Json], outcome: Outcome) -> tuple[Outcome, str, dict[str, Json]]:
+    """The outcome, reason and metrics: an agent may call itself failed, but not call a crash or a limit ok."""
     status, reason, metrics = document.get("status"), document.get("reason"), document.get("metrics")
     if outcome is Outcome.OK and status not in (None, "ok"):
         outcome = Outcome.FAILED
-    if isinstance(reason, str) and reason:
-        byproducts = dataclasses.replace(byproducts, reason=one_line(reason[:1000]))
-    if isinstance(metrics, dict) and metrics:
-        byproducts = dataclasses.replace(byproducts, metrics=metrics)
-    return outcome, byproducts
+    said = one_line(reason[:1000]) if isinstance(reason, str) and reason else ""
+    return outcome, said, metrics if isinstance(metrics, dict) else {}
 
 
 def _rewards(store: Store, completed: Completed) -> tuple[dict[str, Json], str]:

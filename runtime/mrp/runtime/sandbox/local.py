@@ -10,7 +10,6 @@ import platform
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import takewhile
 from pathlib import Path
 
 from mrp.cache.digest import Digest
@@ -42,7 +41,7 @@ from mrp.runtime.sandbox.pure import MemoryWatch, Pooled, make_points, plan_fold
 from mrp.runtime.sandbox.reuse import ReusedFolders
 from mrp.runtime.sandbox.scratch import Scratch, remove_folder, sweep
 from mrp.runtime.sandbox.seccomp import filter_program
-from mrp.runtime.sandbox.shared import Shareable, SharedSlots, shareable
+from mrp.runtime.sandbox.shared import Shareable, SharedSlots, alike, shareable
 from mrp.runtime.sandbox.stage import JOBS, MATERIALS
 from mrp.runtime.sandbox.stages import Stage, StagePool
 from mrp.runtime.sandbox.steps import Step
@@ -150,8 +149,13 @@ class LocalBackend:
             finished(number, came if isinstance(came, Completed) else self._failure(tags[number], came))
 
         with self._wake() as wake:
-            items = list(takewhile(lambda item: item is not None, map(self._as_shared, processes)))
-            self._slots.run([item for item in items if item is not None], wake, ended, returned)
+            items: list[Shareable] = []
+            for process in processes:
+                item = (alike(process, items[-1]) if items else None) or self._as_shared(process)
+                if item is None:
+                    break
+                items.append(item)
+            self._slots.run(items, wake, ended, returned)
             return len(items)
 
     def warm(self, image: Digest, sdk: Digest | None) -> None:

@@ -1,6 +1,6 @@
 """Sharing: which processes may run in one slot, one after the other, and taking them through slots in batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,21 +17,59 @@ from mrp.specs.work import OUT, WORK, Completed, Mount, Process
 _MOST_DEAD = 40
 """So many slots may turn out to be dead before an item is begun; more than wait for items can be."""
 
+_FIXED = frozenset(("MRP_ENTRY", "MRP_ROLE", "PWD"))
+"""Variables whose values are not those of a process's own environment."""
+
 Made = Callable[[Process, ImageView, Sequence[Mount], bool], Pooled]
 Finished = Callable[[int, "Completed | InfraError | OSError"], None]
 
 
 class Shareable(NamedTuple):
-    """A process that may share a slot with others of the same `key`; `mounts` are its folders, sorted by path."""
+    """A process that may share a slot with others of the same `key`; `mounts` are its folders, sorted by path.
+
+    `env` is its whole environment.
+    """
 
     process: Process
     view: ImageView
     mounts: tuple[Mount, ...]
+    env: Mapping[str, str]
     key: tuple[object, ...]
 
 
+def alike(process: Process, other: Shareable) -> Shareable | None:
+    """The process as one that shares with `other`, from which it differs in trees and in values of variables alone.
+
+    None when it may differ in more, which has to be looked at: this is for what is asked of each of many.
+    """
+    before = other.process
+    if (
+        process.box is not before.box
+        or (process.entry, process.role, process.cwd) != (before.entry, before.role, before.cwd)
+        or (process.pure, process.model, process.outputs) != (before.pure, before.model, before.outputs)
+        or process.env.keys() != before.env.keys()
+        or not _FIXED.isdisjoint(process.env)
+        or len(process.mounts) != len(before.mounts)
+    ):
+        return None
+    own: dict[str, Mount] = {}
+    for mount, known in zip(process.mounts, before.mounts, strict=True):
+        if mount != known:
+            if mount.path != known.path or mount.writable != known.writable or mount.path in CODE:
+                return None
+            own[mount.path] = mount
+    for name in process.env:
+        if name.startswith("PYTHON"):
+            return None
+    mounts = tuple([own.get(mount.path, mount) for mount in other.mounts])
+    return Shareable(process, other.view, mounts, {**other.env, **process.env}, other.key)
+
+
 def shareable(process: Process, view: ImageView, empty: Digest) -> Shareable | None:
-    """The process as one that shares, None when it must be alone; `empty` is the digest of the empty tree."""
+    """The process as one that shares, None when it must be alone; `empty` is the digest of the empty tree.
+
+    Raises InfraError for an environment that no process can be given.
+    """
     if not process.pure or process.entry is None or process.box.secrets or isinstance(process.box.network, tuple):
         return None
     own: dict[str, Mount] = {}
@@ -51,7 +89,7 @@ def shareable(process: Process, view: ImageView, empty: Digest) -> Shareable | N
     box = process.box
     places = tuple((mount.path, mount.writable) for mount in mounts)
     key = (box.image, box.network, box.limits, box.allow, tuple(code), places, process.outputs, view.python)
-    return Shareable(process, view, mounts, key)
+    return Shareable(process, view, mounts, environment(process, view, {}), key)
 
 
 @lru_cache(256)
@@ -121,7 +159,7 @@ class SharedSlots:
         returned: Callable[[int], None] | None,
     ) -> tuple[Batch | None, InfraError | OSError | None]:
         """Run items from `first` as far as one slot takes them; gives also the error of the one that it did not."""
-        process, view, mounts, key = items[first]
+        process, view, mounts, _, key = items[first]
         last = next((number for number in range(first, len(items)) if items[number].key != key), len(items))
         loaded = self._trees.load(mount.tree for item in items[first:last] for mount in item.mounts)
         inline = [all(loaded[mount.tree] is not None for mount in item.mounts) for item in items[first:last]]
@@ -160,4 +198,4 @@ class SharedSlots:
 
 def _as_item(item: Shareable) -> Item:
     trees = tuple(mount.tree for mount in item.mounts)
-    return Item(item.process, environment(item.process, item.view, {}), item.process.cwd, trees)
+    return Item(item.process, item.env, item.process.cwd, trees)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Sequence
 from typing import Any
 
 ENTRY_BYTES = 4096
@@ -134,7 +135,7 @@ def measure(folder: int) -> int:
     return total
 
 
-def unlay(folder: int, tree: list[Any]) -> None:
+def unlay(folder: int, tree: Sequence[Any]) -> None:
     """Remove what `tree` says, and what it says alone. Raises OSError when something else is there."""
     for name, kind, value in tree:
         if kind == "d":

@@ -3,6 +3,7 @@
 See mrp.runtime.sandbox.slot_folders for the form.
 """
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,9 @@ MAX_BYTES = 256 * 1024
 
 _KEPT_BYTES = 16 * 2**20
 _KEPT_TREES = 4096
+
+_PLAIN = re.compile(r"[\w-][\w.-]*", re.ASCII)
+"""Names that stand in JSON as they are."""
 
 
 class Inline(NamedTuple):
@@ -36,7 +40,6 @@ class InlineTrees:
         self._lock = threading.Lock()
         self._known: OrderedDict[Digest, Inline | None] = OrderedDict()
         self._bytes = 0
-        self._written: dict[bytes, tuple[bytes, ...]] = {}
 
     def load(self, digests: Iterable[Digest]) -> dict[Digest, Inline | None]:
         """Each tree; None for one that is large, deep, damaged or not there. All are read together."""
@@ -67,6 +70,13 @@ class InlineTrees:
 
     def put(self, tree: Sequence[Any], data: bytes) -> tuple[Digest, bytes]:
         """Store a tree whose files' bytes `data` begins with; gives its digest and the rest of `data`."""
+        if all(kind in "fx" and _PLAIN.fullmatch(name) for name, kind, _ in tree):
+            # The very object that encode_node makes, since the names are sorted.
+            spelled = []
+            for name, kind, size in tree:
+                spelled.append(f'"{name}":["{kind}","{self._store.put_bytes(data[:size])}"]')
+                data = data[size:]
+            return self._store.put_bytes(f"{{{','.join(spelled)}}}".encode()), data
         node: Node = {}
         for name, kind, value in tree:
             if kind == "d":
