@@ -79,7 +79,7 @@ def _mrp(folder: Path, size: int, slow: Slow) -> Contestant:
 
 def _mrp_on_ray(folder: Path, size: int) -> Contestant:
     workspace = Workspace(folder)
-    script, jobs = str(HERE / "programs" / "mrp_ray_items.py"), str(len(os.sched_getaffinity(0)) + 1)
+    script, jobs = str(HERE / "programs" / "mrp_ray_items.py"), str(len(os.sched_getaffinity(0)))
     command = (str(MRP / "python"), script, str(size), jobs, str(workspace.root))
     environment = {"MRP_CACHE": str(folder / "cache")}
     check = _counted(size)

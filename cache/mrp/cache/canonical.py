@@ -6,7 +6,7 @@ their text depends on who prints them; use Decimal.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, TypeAlias
 
@@ -28,12 +28,8 @@ class Spelled(str):
     __slots__ = ()
 
 
-_quote = json.encoder.encode_basestring
-
-
-def quoted(text: str) -> str:
-    """`text` as it stands in canonical JSON."""
-    return _quote(text)
+quoted: Callable[[str], str] = json.encoder.encode_basestring
+"""A text as it stands in canonical JSON."""
 
 
 def number_text(value: int | Decimal) -> str:
@@ -41,6 +37,8 @@ def number_text(value: int | Decimal) -> str:
 
     Raises ValueError for NaN and infinities, which are no numbers that a key can hold.
     """
+    if not value:
+        return "0"
     if isinstance(value, int):
         if -_PLAIN_INT < value < _PLAIN_INT:
             return str(value)
@@ -48,8 +46,6 @@ def number_text(value: int | Decimal) -> str:
         value = Decimal(value)
     if not value.is_finite():
         raise ValueError(f"{value} is not a finite number")
-    if not value:
-        return "0"
     text = str(value)
     # Most are short and written without an exponent: then only zeros at the end are too many.
     if len(text) <= _MAX_PLAIN_DIGITS and "E" not in text:
@@ -76,7 +72,7 @@ def canonical_text(value: Json) -> str:
     # The exact types come first: they are nearly all that occurs, and isinstance of an ABC is slow.
     kind = type(value)
     if kind is str:
-        return _quote(value)
+        return quoted(value)
     if kind is dict:
         return _object_text(value)
     if kind is list or kind is tuple:
@@ -92,7 +88,7 @@ def canonical_text(value: Json) -> str:
     if kind is Spelled:
         return str(value)
     if isinstance(value, str):
-        return _quote(value)
+        return quoted(value)
     if isinstance(value, Mapping):
         return _object_text(value)
     if isinstance(value, list | tuple):
@@ -131,7 +127,7 @@ class Shape:
         """constant: the members that are the same for all; varying: the names of the others."""
         members = {name: canonical_text(value).replace("%", "%%") for name, value in constant.items()}
         members |= {name: f"%({name})s" for name in varying}
-        self._format = "{" + ",".join(f"{_quote(name)}:{members[name]}" for name in sorted(members)) + "}"
+        self._format = "{" + ",".join(f"{quoted(name)}:{members[name]}" for name in sorted(members)) + "}"
 
     def text(self, members: Mapping[str, str]) -> str:
         """The canonical text of the object with these members, which are given in canonical text."""
@@ -139,13 +135,13 @@ class Shape:
 
 
 def _object_text(value: Mapping[str, Json]) -> str:
-    # _quote refuses what is no text, so keys need no look of their own.
+    # quoted refuses what is no text, so keys need no look of their own.
     members = [
-        f"{_quote(name)}:{_quote(item) if type(item) is str else canonical_text(item)}"
+        f"{quoted(name)}:{quoted(item) if type(item) is str else canonical_text(item)}"
         for name, item in sorted(value.items())
     ]
     return "{" + ",".join(members) + "}"
 
 
 def _array_text(value: Sequence[Json]) -> str:
-    return "[" + ",".join([_quote(item) if type(item) is str else canonical_text(item) for item in value]) + "]"
+    return "[" + ",".join([quoted(item) if type(item) is str else canonical_text(item) for item in value]) + "]"

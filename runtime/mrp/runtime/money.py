@@ -106,6 +106,8 @@ class Money:
                 account.estimate_tokens += tokens
 
     def reserve(self, label: str, usd: Decimal, tokens: int) -> None:
+        if not (usd or tokens):
+            return
         with self._changed:
             for account in self._of(label):
                 account.reserved_usd += usd

@@ -5,6 +5,7 @@ BEAT_SECONDS, so that silence means that the worker, or its node, is gone or fro
 """
 
 import atexit
+import gc
 import os
 import pickle
 import queue
@@ -42,6 +43,9 @@ from mrp.specs.work import Completed, Process
 
 _LINGER = 0.15
 """What ends within so many seconds travels together: a message costs milliseconds of the machine, in four processes."""
+
+_GARBAGE = 100_000
+"""So many more objects, and the interpreter looks for cycles among them."""
 
 _MOST = 64 * 1024
 """About so many bytes are said at once: Ray keeps what is shorter than 100 KiB out of shared memory."""
@@ -224,6 +228,9 @@ class _Host:
         self.backend: Backend = BACKENDS[setup.sandbox](settings)
         self._puller: Puller | None = None
         atexit.register(self.close)
+        # All of that stays, and items leave no cycles: to look for these takes as long as some items do.
+        gc.freeze()
+        gc.set_threshold(_GARBAGE)
 
     @property
     def given(self) -> set[Digest]:
