@@ -7,7 +7,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mrp.cache.canonical import Shape, action_key, canonical_bytes, canonical_text, number_text, parse_canonical
+from mrp.cache.canonical import (
+    Shape,
+    Spelled,
+    action_key,
+    canonical_bytes,
+    canonical_text,
+    number_text,
+    parse_canonical,
+)
 from mrp.cache.digest import digest_bytes, parse_digest
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -154,3 +162,8 @@ def test_a_shape_makes_the_text_of_the_whole_object(constant, varying):
 
 def test_a_shape_keeps_what_looks_like_a_place_to_fill():
     assert Shape({"a": "%(b)s 100%"}, "b").text({"b": '"%s"'}) == '{"a":"%(b)s 100%","b":"%s"}'
+
+
+@given(values)
+def test_what_is_spelled_already_stands_for_its_value(value):
+    assert canonical_text([Spelled(canonical_text(value)), "x"]) == canonical_text([value, "x"])

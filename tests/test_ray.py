@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.howto import follow
 from support.places import Place, kill_group
 from support.ray_cluster import RayCluster, node_that_does_not_see, processes_of, ray_cluster, why_no_ray
 
@@ -367,3 +368,10 @@ def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.Monke
         backend = BackendSettings(store, tmp_path, "none", Owner("w", "r"))
         with pytest.raises(InfraError, match=r"pip install 'mrp-build\[ray\]'"):
             ENGINES["ray"](EngineSettings(backend))
+
+
+def test_the_page_leads_from_nothing_to_a_result(tmp_path: Path) -> None:
+    place = Place(tmp_path / "page")
+    assert [command.split()[0] for command in follow("ray", place)] == ["mrp", "mrp", "cat"]
+    assert place.executed() == [], "what Ray did is a hit elsewhere"
+    assert place.output("eval/result.json")["reward"]["max"] == 99**2
