@@ -48,8 +48,11 @@ def upstream(*answers: bytes, endless: bytes = b"") -> Iterator[tuple[str, list[
             while True:
                 connection, _ = listener.accept()
                 with connection, suppress(OSError):
-                    data = connection.recv(1 << 20)
-                    heads.append(data)
+                    # All of it: closed with something unread, a connection takes its answer along.
+                    with connection.makefile("rb") as request:
+                        head = b"".join(iter(request.readline, b"\r\n"))
+                        request.read(int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]))
+                    heads.append(head)
                     connection.sendall(answers[min(len(heads), len(answers)) - 1])
                     while endless:
                         connection.sendall(endless)

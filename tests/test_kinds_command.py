@@ -138,6 +138,12 @@ def test_links_and_executable_bits_survive(tmp_path: Path) -> None:
     assert text(ws, "use/out.txt") == "ran\nrun\ntool/empty\n"
 
 
+def test_what_failed_is_said_once(tmp_path: Path) -> None:
+    ws = workspace(tmp_path, {"bad": {"kind": "command", "outs": ["out.txt"], "command": ["false"]}})
+    done = ws.mrp("build", "//:bad")
+    assert (done.returncode, done.stderr.count("//:bad")) == (1, 1), done.stderr
+
+
 def test_an_unknown_program_is_a_failure_that_names_it(tmp_path: Path) -> None:
     ws = workspace(tmp_path, {"x": {"kind": "command", "outs": ["o"], "command": ["no-such-program", "now"]}})
     report = ws.build("//:x", code=1)

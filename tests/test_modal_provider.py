@@ -171,6 +171,9 @@ def test_processes_are_told_apart_where_python_has_no_ctypes(shared: Shared, cre
     name = provider.prepare(PortableImage(store.put_bytes(b"lean"), (lean,), image.env, image.user))
     sandbox = create(image=name)
     stream = sandbox.stream(["cat"], env=ENV)
+    # As a relay does, it answers before a command starts: where nothing else tells them apart, age does.
+    stream.write(b"there")
+    assert stream.read() == b"there"
     assert run(sandbox, tmp_path, "sh", "-c", "(setsid sleep 71 &) ; exit 4").exit_code == 4
     assert run(sandbox, tmp_path, "sh", "-c", "trap '' TERM; sleep 61; sleep 62", timeout=0.3).limit == "wall"
     many = "import subprocess, time\nfor _ in range(60): subprocess.Popen(['sleep', '63'])\ntime.sleep(20)"
