@@ -12,6 +12,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTHON ?=
 
+# Two files of tests at a time, in the order of their names: most of a test is waiting for processes.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
+
 # What mrp uses of the system: a Python with venv, bubblewrap for isolation, graphviz to draw graphs, strace to
 # count what a build with nothing to do asks of the kernel.
 define SYSTEM
@@ -65,11 +68,11 @@ quickstart: install
 test: lint test-suite test-backends
 
 test-suite: install backends pythons
-	$(BIN)/pytest -m "not slow and not backend and not cloud"
+	$(BIN)/pytest -m "not slow and not backend and not cloud" $(TWO)
 
 # One honest pass of each: Docker, Ray and vLLM for real, Modal and Daytona against emulators.
 test-backends: install backends $(VLLM)/.installed
-	$(BIN)/pytest -m "backend and not slow and not cloud"
+	$(BIN)/pytest -m "backend and not slow and not cloud" $(TWO)
 
 # The same tests against the real Modal and Daytona, for those whose account is in the environment.
 test-cloud: install backends

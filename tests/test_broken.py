@@ -94,7 +94,7 @@ def test_the_command_line_as_a_process_says_the_same(
     workspace = places(tmp_path, monkeypatch)
     story.lay_out(workspace)
     command = [sys.executable, "-m", "mrp", "-C", str(workspace), *story.words]
-    done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, check=False, timeout=300)
     stderr = done.stderr.decode().replace(str(workspace), "<workspace>")
     assert (done.returncode, stderr, done.stdout) == (story.exit_code, story.stderr, b"")
 

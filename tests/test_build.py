@@ -1,14 +1,10 @@
 """Stories of builds: what fails, what is kept, what is counted, what is refused."""
 
 import json
-import signal
-import sqlite3
-import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-from support.places import Place
+from support.places import Place, QuickPlace
 
 from mrp.api import Workspace
 
@@ -30,7 +26,7 @@ def place(folder: Path, targets: dict[str, Any], **files: str) -> Place:
         "solve": SPEC,
     }
     build = json.dumps({"mrp": 1, "targets": {**common, **targets}}, indent=1)
-    return Place(folder / "ws").write(
+    return QuickPlace(folder / "ws").write(
         {"mrp.yaml": "mrp: 1\nname: t\n", "BUILD.yaml": build, "rows.jsonl": ROWS, "writer.py": WRITER, **files}
     )
 
@@ -176,47 +172,6 @@ def test_two_builds_at_once_do_each_action_once(tmp_path: Path) -> None:
     first, second = (ws.executed(run) for run in ws.runs())
     assert not set(first) & set(second), "an action ran in both builds"
     assert len([kind for kind, _, _ in first + second if kind == "trial"]) == 3
-
-
-def test_ctrl_c_finishes_what_runs_and_keeps_it(tmp_path: Path) -> None:
-    slow = WRITER + "import time\ntime.sleep(1.5)\n"
-    ws = place(tmp_path, EVAL, **{"writer.py": slow})
-    process = ws.start("build", "//:eval", "-j", "1")
-    _wait_for(ws, "ItemStarted", "trial")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    assert [kind for kind, _, _ in ws.executed()] == ["trial"]
-    report = ws.build("//:eval")
-    assert report["status"] == "ok"
-    assert len([kind for kind, _, _ in ws.executed() if kind == "trial"]) == 2
-
-
-def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
-    ws = place(tmp_path, EVAL, **{"writer.py": "import time\ntime.sleep(300)\n"})
-    process = ws.start("build", "//:eval", "-j", "1")
-    _wait_for(ws, "ItemStarted", "trial")
-    process.send_signal(signal.SIGINT)
-    _wait_for(ws, "Draining", None)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    assert ws.committed_keys() == set() or all("trial" not in kind for kind in _kinds(ws))
-
-
-def _kinds(ws: Place) -> list[str]:
-    with sqlite3.connect(ws.cache / "index.sqlite") as database:
-        return [kind for (kind,) in database.execute("SELECT kind FROM actions")]
-
-
-def _wait_for(ws: Place, event: str, kind: str | None) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for path in (ws.folder / ".mrp").glob("runs/*/events.jsonl"):
-            for line in path.read_text().splitlines():
-                found = json.loads(line) if line.endswith("}") else {}
-                if found.get("type") == event and (kind is None or found.get("kind") == kind):
-                    return
-        time.sleep(0.05)
-    pytest.fail(f"no {event} within a minute")
 
 
 def test_the_same_from_python(tmp_path: Path) -> None:

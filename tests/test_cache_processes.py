@@ -44,7 +44,7 @@ def entry_key(name: str, number: int):
 def test_processes_that_commit_at_once_lose_nothing(tmp_path):
     command = [sys.executable, "-c", COMMITTER, str(tmp_path / "cache")]
     writers = [subprocess.Popen([*command, name, "60", "quietly"]) for name in ("one", "two", "three")]
-    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert [writer.wait(300) for writer in writers] == [0, 0, 0]
     with Store.open(tmp_path / "cache") as store:
         keys = [entry_key(name, number) for name in ("one", "two", "three") for number in range(60)]
         shared = [action_key({"number": number})[0] for number in range(60)]

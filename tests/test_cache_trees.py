@@ -65,7 +65,7 @@ def test_tree_objects_are_canonical_json(shared, folder):
     assert canonical_bytes(json.loads(data)) == data
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(folders, st.booleans())
 def test_a_tree_survives_being_laid_out_and_kept_again(shared, tmp_path_factory, folder, writable):
     digest = shared.put_tree(flat(folder, shared))

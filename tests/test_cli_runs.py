@@ -1,5 +1,6 @@
 """Runs seen through the command line: building, reading the past, comparing, replaying, stopping."""
 
+import contextlib
 import json
 import os
 import pty
@@ -9,16 +10,20 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.places import Place
+from support.places import Place, QuickPlace
+
+from mrp.cache.store import Store
+from mrp.runtime.sandbox.supervise import descendants
 
 SLOW = """\
 mrp: 1
 targets:
   tasks: {kind: dataset, generate: {range: 4}}
-  box: {kind: sandbox, limits: {wall: 60s}}
-  wait: {kind: agent, version: "1", command: [sleep, "SECONDS"]}
+  box: {kind: sandbox, limits: {wall: 600s}}
+  wait: {kind: agent, version: "1", command: [sh, -c, "case $MRP_RECORD_ID in WHICH) sleep 600; esac; true"]}
   solve: {kind: rollout, over: ":tasks", agent: ":wait", sandbox: ":box"}
 """
 
@@ -26,7 +31,7 @@ targets:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """The workspace of `mrp init`, built twice: before and after an edit of one solution."""
-    place = Place(tmp_path_factory.mktemp("built") / "demo")
+    place = QuickPlace(tmp_path_factory.mktemp("built") / "demo")
     assert place.mrp("init").returncode == 0
     place.build("//:eval")
     place.edit("tasks.jsonl", "return a + b", "return b + a")
@@ -34,10 +39,29 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return place
 
 
-def slow(folder: Path, seconds: str) -> Place:
-    """Four items that each take a while."""
+def slow(folder: Path, which: str = "0") -> Place:
+    """Four items, of which some wait to be let go."""
     place = Place(folder / "slow")
-    return place.write({"mrp.yaml": "mrp: 1\nname: slow\n", "BUILD.yaml": SLOW.replace("SECONDS", seconds)})
+    return place.write({"mrp.yaml": "mrp: 1\nname: slow\n", "BUILD.yaml": SLOW.replace("WHICH", which)})
+
+
+def let_go(process: "subprocess.Popen[Any]", items: int = 1) -> None:
+    """End the waiting of so many items of a build, well."""
+    waiting: list[int] = []
+    deadline = time.monotonic() + 120
+    while len(waiting) < items:
+        assert time.monotonic() < deadline and process.poll() is None, "no item waits"
+        time.sleep(0.02)
+        waiting = [pid for pid in descendants(process.pid) if comm(pid) == "sleep"]
+    for pid in waiting:
+        os.kill(pid, signal.SIGKILL)
+
+
+def comm(pid: int) -> str:
+    """The name of a process that may be gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 # -- building ----------------------------------------------------------------------------------------------------
@@ -67,7 +91,7 @@ def test_json_is_one_document_and_the_rest_goes_to_stderr(built: Place) -> None:
 
 
 def test_a_failed_command_exits_1_and_says_why(tmp_path: Path) -> None:
-    place = Place(tmp_path / "bad")
+    place = QuickPlace(tmp_path / "bad")
     place.write(
         {
             "mrp.yaml": "mrp: 1\nname: bad\n",
@@ -83,7 +107,7 @@ def test_a_failed_command_exits_1_and_says_why(tmp_path: Path) -> None:
 
 def test_a_compiled_plan_runs_without_yaml(built: Place, tmp_path: Path) -> None:
     assert built.mrp("compile", "//:eval", "-o", str(tmp_path / "plan")).returncode == 0
-    bare = Place(tmp_path / "bare", cache=built.cache)
+    bare = QuickPlace(tmp_path / "bare", cache=built.cache)
     report = json.loads(bare.mrp("run", str(tmp_path / "plan"), "--json").stdout)
     assert (report["status"], report["executed"], report["cached"]) == ("ok", 0, 13)
 
@@ -190,7 +214,7 @@ def test_check_passes_what_is_reproducible(built: Place) -> None:
 
 
 def test_check_names_the_culprit(tmp_path: Path) -> None:
-    place = Place(tmp_path / "noisy")
+    place = QuickPlace(tmp_path / "noisy")
     command = "[sh, -c, 'head -c 8 /dev/urandom > noise']"
     place.write(
         {
@@ -220,8 +244,8 @@ def wait_for(process: "subprocess.Popen[str]", text: str) -> None:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A verbose build of four items, one at a time; its first item runs when the test gets it."""
-    place = slow(tmp_path, "1.5")
+    """A verbose build of four items, one at a time; its first item runs when the test gets it, and waits."""
+    place = slow(tmp_path)
     process = subprocess.Popen(
         [*place.command, "-C", str(place.folder), "build", "//:solve", "-j1", "-v"],
         env=place.environment(),
@@ -231,7 +255,7 @@ def start(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
         start_new_session=True,
     )
     events = place.folder / ".mrp" / "runs"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not any(
         '"ItemStarted"' in log.read_text() and '"trial"' in log.read_text() for log in events.glob("*/events.jsonl")
     ):
@@ -245,9 +269,11 @@ def start(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 def test_the_first_interrupt_finishes_what_runs(start: "subprocess.Popen[str]", tmp_path: Path) -> None:
     start.send_signal(signal.SIGINT)
     wait_for(start, "finishing 1 running item; press Ctrl-C again to kill")
+    let_go(start)
     wait_for(start, "//:solve[0] trial ok")
-    assert start.wait(30) == 130
-    place = slow(tmp_path, "1.5")
+    assert start.wait(120) == 130
+    place = slow(tmp_path)
+    assert place.executed() == [("trial", "//:solve", "0")]
     report = place.build("//:solve", "-j4")
     assert (report["executed"], report["cached"]) == (3, 1), "the first trial was kept"
 
@@ -257,12 +283,15 @@ def test_the_second_interrupt_kills(start: "subprocess.Popen[str]", tmp_path: Pa
     wait_for(start, "finishing 1 running item")
     start.send_signal(signal.SIGINT)
     wait_for(start, "killing 1 running item")
-    assert start.wait(30) == 130
-    assert '"trial"' not in (slow(tmp_path, "1.5").runs()[-1] / "digests.jsonl").read_text()
+    assert start.wait(120) == 130
+    place = slow(tmp_path)
+    assert '"trial"' not in (place.runs()[-1] / "digests.jsonl").read_text()
+    with Store.open(place.cache) as store:
+        assert ("trial",) not in store.index.read("SELECT kind FROM actions")
 
 
 def test_a_terminal_shows_a_live_block_with_what_runs(tmp_path: Path) -> None:
-    place = slow(tmp_path, "1")
+    place = slow(tmp_path, "[01]")
     outer, inner = pty.openpty()
     process = subprocess.Popen(
         [*place.command, "-C", str(place.folder), "build", "//:solve", "-j2"],
@@ -272,7 +301,7 @@ def test_a_terminal_shows_a_live_block_with_what_runs(tmp_path: Path) -> None:
         start_new_session=True,
     )
     os.close(inner)
-    shown = b""
+    shown, waits = b"", True
     while True:
         try:
             data = os.read(outer, 65536)
@@ -281,9 +310,12 @@ def test_a_terminal_shows_a_live_block_with_what_runs(tmp_path: Path) -> None:
         if not data:
             break
         shown += data
+        if waits and b"2 running" in shown:
+            waits = False
+            let_go(process, 2)
     os.close(outer)
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert "//:solve[0] trial" in text
-    assert "2 running" in text
+    assert not waits
     assert re.search(r"[024]/4 trials", text)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.places import Place
+from support.places import Place, QuickPlace
 
 WORKSPACE = {
     "mrp.yaml": "mrp: 1\nname: rows\n",
@@ -46,7 +46,7 @@ def write(place: Place, found: list[Row]) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    place = Place(tmp_path / "w").write(dict(WORKSPACE))
+    place = QuickPlace(tmp_path / "w").write(dict(WORKSPACE))
     write(place, rows(12))
     time.sleep(0.05)
     assert place.build("//:eval")["executed"] == 12 * 2 * 2 + 1
@@ -62,7 +62,7 @@ def check(place: Place, executed: int) -> None:
     """The next build executes this many actions and comes to what a clean one comes to."""
     report = place.build("//:eval")
     assert report["executed"] == executed
-    clean = Place(place.folder.with_name(f"clean-{time.time_ns()}"))
+    clean = QuickPlace(place.folder.with_name(f"clean-{time.time_ns()}"))
     hidden = shutil.ignore_patterns(".mrp", "mrp-out")
     shutil.copytree(place.folder, clean.folder, ignore=hidden, dirs_exist_ok=True)
     again = clean.build("//:eval")

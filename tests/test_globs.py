@@ -171,7 +171,7 @@ def test_the_literal_part_of_a_pattern() -> None:
 NAMES = st.sampled_from(["a", "b", "ab", "ba", "a.b"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     paths=st.sets(st.lists(NAMES, min_size=1, max_size=3).map(tuple), min_size=1, max_size=6),
     pattern=st.lists(st.sampled_from(["a", "*", "**", "?", "a*", "[ab]"]), min_size=1, max_size=3),

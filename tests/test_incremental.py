@@ -128,7 +128,7 @@ def check_edits(edits: list[tuple[str, Any]]) -> None:
         assert again.executed == 0, "a build without an edit executes nothing"
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(st.lists(EDITS, min_size=1, max_size=4))
 def test_an_incremental_build_equals_a_clean_one(edits: list[tuple[str, Any]]) -> None:
     check_edits(edits)

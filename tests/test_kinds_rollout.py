@@ -87,7 +87,7 @@ def test_a_timeout_limits_the_trial_and_only_it(tmp_path: Path) -> None:
         {
             **TASKS,
             "me": shell(script="echo begun > out; test $MRP_RECORD_ID = a || sleep 60"),
-            "solve": rollout(timeout="700ms", grade={"command": ["grep", "-q", "begun", "out"]}),
+            "solve": rollout(timeout="2s", grade={"command": ["grep", "-q", "begun", "out"]}),
         },
     )
     report = ws.build("//:solve")
@@ -99,7 +99,7 @@ def test_a_timeout_limits_the_trial_and_only_it(tmp_path: Path) -> None:
     assert report["targets"]["//:solve"]["reproducible"] is False
     assert "Not reproducible: a wall limit had a part in it." in ws.mrp("report").stdout
     assert "mrp-out/solve/ (not reproducible)" in ws.mrp("build", "//:solve").stdout
-    ws.edit("BUILD.yaml", '"700ms"', '"800ms"')
+    ws.edit("BUILD.yaml", '"2s"', '"2.1s"')
     assert ws.build("//:solve")["executed"] == 2, "a timeout is in the key of trials; the same work is not graded twice"
 
 

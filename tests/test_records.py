@@ -349,7 +349,7 @@ _rows = st.dictionaries(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(_rows, st.randoms(use_true_random=False))
 def test_the_order_of_rows_and_files_changes_nothing(store: Store, rows: dict[str, Any], random: Any) -> None:
     lines = [{"id": identity, **fields} for identity, fields in rows.items()]
@@ -361,7 +361,7 @@ def test_the_order_of_rows_and_files_changes_nothing(store: Store, rows: dict[st
     assert write_index(before.values(), store) == write_index(after.values(), store)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(_rows, st.data())
 def test_a_removed_row_changes_no_other(store: Store, rows: dict[str, Any], data: st.DataObject) -> None:
     task = dataset(
@@ -378,7 +378,7 @@ def test_a_removed_row_changes_no_other(store: Store, rows: dict[str, Any], data
 _SECRETS = {"private": "zqPRIVATEzq", "solution": "zqSOLUTIONzq"}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_no_hidden_value_of_a_row_reaches_those_who_must_not_see_it(store: Store, data: st.DataObject) -> None:
     fields = {f"f{n}": data.draw(st.sampled_from(["public", "private", "solution"])) for n in range(5)}
@@ -399,7 +399,7 @@ def test_no_hidden_value_of_a_row_reaches_those_who_must_not_see_it(store: Store
     _check_secrets(store, record, hidden)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_no_hidden_file_of_a_folder_reaches_those_who_must_not_see_it(store: Store, data: st.DataObject) -> None:
     paths = ["a.py", "tests/t.py", "tests/sub/u.py", "solution/s.py", "start/m.py", "record.json"]
@@ -456,7 +456,7 @@ NAMES = st.sampled_from(
 FILES = st.dictionaries(NAMES, st.binary(max_size=4), max_size=4)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(FILES, FILES, FILES)
 def test_the_trees_of_views_are_what_a_store_makes_of_the_same_files(
     store: Store, task: dict[str, bytes], starter: dict[str, bytes], grader: dict[str, bytes]

@@ -236,7 +236,7 @@ def outcome(store: Store, task: DatasetTask, text: bytes, *, remember: bool = Tr
     return [(record, record.origin, dict(record.public)) for record in records]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(TASKS, st.lists(LINES, max_size=6), st.data())
 def test_edits_come_to_the_same_with_a_memo_without_and_by_the_way_of_all_formats(
     task: DatasetTask, lines: list[str], data: st.DataObject

@@ -1,6 +1,7 @@
 """What is sampled says so, and what may be paid for it is said beforehand."""
 
 import json
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_answers_that_were_lost_in_part_are_asked_for_again(tmp_path: Path, fake
 
 
 def test_what_calls_reserve_does_not_keep_other_trials_from_starting(tmp_path: Path, fake: FakeOpenAI) -> None:
-    fake.slow = 0.7
+    fake.before = lambda number: time.sleep(0.7)
     model = openai_model(fake, price={"output": 195})
     place = asking(tmp_path, model, samples=2, cost={"usd": 0.22}, params={"calls": 1})
     place.edit(

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.places import Place
+from support.places import Place, QuickPlace
 
 from mrp.cache.store import Store
 from mrp.runtime import snapshot
@@ -35,7 +35,7 @@ ACTIONS = 4
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     """A built workspace whose files are old enough for their times to be trusted."""
-    place = Place(tmp_path / "w").write(dict(WORKSPACE))
+    place = QuickPlace(tmp_path / "w").write(dict(WORKSPACE))
     let_time_pass()
     assert place.build("//:all")["executed"] == ACTIONS
     return place
@@ -72,7 +72,7 @@ def check_fresh(place: Place, executed: int) -> None:
     report = place.build("//:all")
     assert (report["executed"], report["executed"] + report["cached"]) == (executed, ACTIONS)
     assert answer(place) == wanted(place)
-    clean = Place(place.folder.with_name("clean"), place.folder.with_name(f"clean-{time.time_ns()}"))
+    clean = QuickPlace(place.folder.with_name("clean"), place.folder.with_name(f"clean-{time.time_ns()}"))
     shutil.copytree(
         place.folder, clean.folder, ignore=shutil.ignore_patterns(".mrp", "mrp-out"), symlinks=True, dirs_exist_ok=True
     )
@@ -359,7 +359,7 @@ def test_a_published_blob_that_is_gone_or_damaged(place: Place) -> None:
 
 
 def test_another_cache(place: Place, tmp_path: Path) -> None:
-    other = Place(place.folder, tmp_path / "other-cache")
+    other = QuickPlace(place.folder, tmp_path / "other-cache")
     assert other.build("//:all")["executed"] == ACTIONS
     assert place.build("//:all")["executed"] == 0
 
@@ -375,7 +375,7 @@ def test_a_changed_tool(tmp_path: Path) -> None:
     tool.write_text("#!/bin/sh\necho one\n")
     tool.chmod(0o755)
     image = f"kind: image, base: host, toolchain: [sh, {tool}]"
-    place = Place(tmp_path / "w").write(
+    place = QuickPlace(tmp_path / "w").write(
         {
             "mrp.yaml": "mrp: 1\nname: tool\n",
             "BUILD.yaml": f"mrp: 1\ntargets:\n  image: {{{image}}}\n  box: {{kind: sandbox, image: ':image'}}\n"

@@ -265,7 +265,7 @@ def as_node(value: Any) -> Node:
     return Node([as_node(item) for item in value] if isinstance(value, list) else value, span)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_the_walk_explains_all_that_pydantic_refuses_and_nothing_else(data: st.DataObject) -> None:
     kind, node = data.draw(st.sampled_from(EXAMPLES), label="target")
