@@ -457,13 +457,11 @@ class Coordinator:
 def _seldom_collected() -> Iterator[None]:
     """Actions leave no cycles: to look for these among all that a build holds would take a tenth of its time."""
     before = gc.get_threshold()
-    gc.freeze()
     gc.set_threshold(_GARBAGE)
     try:
         yield
     finally:
         gc.set_threshold(*before)
-        gc.unfreeze()
 
 
 def _declared(action: Action) -> tuple[Decimal, int]:
