@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from decimal import Decimal
+from functools import lru_cache
 
 from mrp.cache.canonical import Json, canonical_text
 from mrp.cache.digest import Digest
@@ -56,7 +57,7 @@ def operator_process(
         env = {**env, "MRP_MODEL": model.name}
     task = operator.task
     role = role or task.kind
-    code = (Mount(OPERATOR_DIR, operator.tree),)
+    code = (_shared_mount(OPERATOR_DIR, operator.tree),)
     if task.entry is not None:
         assert sdk is not None
         return Process(
@@ -64,7 +65,7 @@ def operator_process(
             entry=task.entry,
             role=role,
             pure=task.pure,
-            mounts=(*mounts, *code, Mount(SDK_DIR, sdk)),
+            mounts=(*mounts, *code, _shared_mount(SDK_DIR, sdk)),
             outputs=outputs,
             env=env,
             timeout=timeout,
@@ -95,7 +96,17 @@ def operator_sdk(operator: OperatorValue, context: RuleContext) -> Digest | None
 def contract_mounts(store: Store, task: Digest, work: Digest | None = None) -> tuple[Mount, ...]:
     """/task read-only, and writable /work (empty unless given) and /out."""
     empty = store.put_tree({})
-    return (Mount(TASK, task), Mount(WORK, work or empty, writable=True), Mount(OUT, empty, writable=True))
+    return (
+        Mount(TASK, task),
+        _shared_mount(WORK, work or empty, writable=True),
+        _shared_mount(OUT, empty, writable=True),
+    )
+
+
+@lru_cache(256)
+def _shared_mount(path: str, tree: Digest, *, writable: bool = False) -> Mount:
+    """A mount that many processes have: the very same object is told apart from others, and sent, at once."""
+    return Mount(path, tree, writable)
 
 
 def contract_env(record_id: str | None = None, params: Json = None) -> dict[str, str]:

@@ -62,20 +62,26 @@ class Tally:
 
     def add(self, event: Event, now: float) -> None:
         """Count one event that came at `now`."""
-        if isinstance(event, TaskStarted):
-            self.expected += event.items or 0
-        elif isinstance(event, ItemStarted):
+        if isinstance(event, ItemStarted):
             self.running[event.label, event.item, event.kind] = now
         elif isinstance(event, ItemFinished):
             self.running.pop((event.label, event.item, event.kind), None)
-            self.usd += Decimal(0) if event.cached else event.usd
-            for counts in (self.total, self.targets.setdefault(event.label, Counts())):
-                counts.executed += not event.cached
-                counts.cached += event.cached
-                counts.failed += event.outcome != "ok"
+            if event.usd and not event.cached:
+                self.usd += event.usd
+            if event.label not in self.targets:
+                self.targets[event.label] = Counts()
+            for counts in (self.total, self.targets[event.label]):
+                if event.cached:
+                    counts.cached += 1
+                else:
+                    counts.executed += 1
+                if event.outcome != "ok":
+                    counts.failed += 1
             if event.kind == "trial":
                 self.finished += 1
                 self.executed_items += not event.cached
+        elif isinstance(event, TaskStarted):
+            self.expected += event.items or 0
 
     def eta(self, now: float) -> float | None:
         """Seconds until the known trials are done, from the rate of those executed so far; None when unknown."""
@@ -136,7 +142,7 @@ class Progress:
             now = self._clock()
             self._tally.add(event, now)
             self._say(event, now)
-            if isinstance(event, ItemStarted) and self._timer is None and self._wants_live():
+            if self._timer is None and isinstance(event, ItemStarted) and self._wants_live():
                 self._timer = threading.Timer(LIVE_AFTER, self._go_live)
                 self._timer.daemon = True
                 self._timer.start()
@@ -146,7 +152,16 @@ class Progress:
 
     def _say(self, event: Event, now: float) -> None:
         verbose, quiet = self._screen.verbose, self._screen.quiet
-        if isinstance(event, Warned):
+        # The first two are nearly all that there are.
+        if isinstance(event, ItemStarted):
+            return
+        if isinstance(event, ItemFinished):
+            if verbose:
+                self._print(_item_line(event))
+            elif not (quiet or self._is_live or event.cached) and now - self._last_line >= PLAIN_EVERY:
+                self._last_line = now
+                self._print(self._tally.line(now))
+        elif isinstance(event, Warned):
             self._print(f"warning: {event.text}")
         elif isinstance(event, Draining):
             self._print(_draining(event))
@@ -154,12 +169,6 @@ class Progress:
             self._print(f"{where(event.label, event.item)} ({event.kind}) attempt {event.attempt}: {event.reason}")
         elif isinstance(event, TaskFinished):
             self._task_line(event)
-        elif isinstance(event, ItemFinished) and verbose:
-            self._print(_item_line(event))
-        elif isinstance(event, ItemFinished) and not quiet and not self._is_live and not event.cached:
-            if now - self._last_line >= PLAIN_EVERY:
-                self._last_line = now
-                self._print(self._tally.line(now))
         elif isinstance(event, RunStarted) and verbose:
             self._print(f"run {event.run_id}, {event.jobs} jobs")
 

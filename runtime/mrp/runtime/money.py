@@ -99,6 +99,8 @@ class Money:
 
     def estimate(self, label: str, usd: Decimal, tokens: int, *, undeclared: bool = False) -> None:
         """An action that must run is expected to cost so much; `undeclared`: nobody said what its calls may cost."""
+        if not (usd or tokens or undeclared):
+            return
         with self._changed:
             for account in self._of(label):
                 account.open_ended = account.open_ended or undeclared

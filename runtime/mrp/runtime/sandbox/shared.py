@@ -43,26 +43,30 @@ def alike(process: Process, other: Shareable) -> Shareable | None:
     None when it may differ in more, which has to be looked at: this is for what is asked of each of many.
     """
     before = other.process
+    names = tuple(process.env)
     if (
         process.box is not before.box
         or (process.entry, process.role, process.cwd) != (before.entry, before.role, before.cwd)
         or (process.pure, process.model, process.outputs) != (before.pure, before.model, before.outputs)
-        or process.env.keys() != before.env.keys()
-        or not _FIXED.isdisjoint(process.env)
+        or names != tuple(before.env)
+        or not _may_differ(names)
         or len(process.mounts) != len(before.mounts)
     ):
         return None
     own: dict[str, Mount] = {}
     for mount, known in zip(process.mounts, before.mounts, strict=True):
-        if mount != known:
+        if mount is not known and mount != known:
             if mount.path != known.path or mount.writable != known.writable or mount.path in CODE:
                 return None
             own[mount.path] = mount
-    for name in process.env:
-        if name.startswith("PYTHON"):
-            return None
     mounts = tuple([own.get(mount.path, mount) for mount in other.mounts])
     return Shareable(process, other.view, mounts, {**other.env, **process.env}, other.key)
+
+
+@lru_cache(256)
+def _may_differ(names: tuple[str, ...]) -> bool:
+    """Whether the values of these variables are a process's own, and say nothing of how its interpreter starts."""
+    return _FIXED.isdisjoint(names) and not any(name.startswith("PYTHON") for name in names)
 
 
 def shareable(process: Process, view: ImageView, empty: Digest) -> Shareable | None:

@@ -169,9 +169,11 @@ def clear(folder: int, *, is_empty: bool = False) -> None:
 
 
 def _settle(folder: int, mode: int) -> None:
-    if stat.S_IMODE(os.fstat(folder).st_mode) != mode:
+    status = os.fstat(folder)
+    if stat.S_IMODE(status.st_mode) != mode:
         os.fchmod(folder, mode)
-    os.utime(folder, ns=_TIMES)
+    if (status.st_atime_ns, status.st_mtime_ns) != _TIMES:
+        os.utime(folder, ns=_TIMES)
 
 
 def _write(file: int, data: memoryview) -> None:
