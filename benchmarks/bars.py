@@ -83,6 +83,7 @@ BARS: tuple[Bar, ...] = (
     _bar("10,000 items, pure, first", "pure-10000", "first/mrp", "first/ray", 0.6, 0.3),
     _bar("10,000 items, pure, all cached", "pure-10000", "again/mrp", "again/redun", 0.05),
     _bar("10,000 items, pure, all cached", "pure-10000", "again/mrp", "again/joblib", 0.1),
+    _bar("10,000 items, pure, on Ray", "ray-10000", "first/mrp", "first/ray", 0.5),
     _bar("1,000 trials, forked, sandboxed", "trials-1000", "first/mrp", "first/bazel", 0.45, 0.3),
     _bar("1,000-sample eval, first", "eval-1000", "first/mrp", "first/inspect_ai", 0.3),
     _bar("1,000-sample eval, one sample edited", "eval-1000", "edited/mrp", "edited/inspect_ai", 0.03),
