@@ -189,6 +189,7 @@ class Index:
                 if self._needs_creation():
                     self._create()
                 self._inode = path.stat().st_ino
+            self._await_creation()
             writer = self._connect()
             try:
                 (version,) = writer.execute("PRAGMA user_version").fetchone()
@@ -202,6 +203,14 @@ class Index:
         except _FAILURES as error:
             raise self._classified(error) from error
         self._writer = writer
+
+    def _await_creation(self) -> None:
+        """Wait while another process may just be making the index: what it has no version of yet is not damaged."""
+        with suppress(sqlite3.OperationalError), closing(self._connect()) as connection:
+            if connection.execute("PRAGMA user_version").fetchone()[0]:
+                return
+        with self._layout.exclusive():
+            pass
 
     def _needs_creation(self) -> bool:
         path = self._layout.index
